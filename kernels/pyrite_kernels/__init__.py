@@ -1,0 +1,1 @@
+"""Triton kernels of pyrite, useful without pyrite: they need torch and triton alone."""

@@ -1,0 +1,237 @@
+"""The Rust core: checkpoints, the CPU executor, the scheduler with its KV blocks, and the sampler."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import numpy as np
+
+__version__: str
+
+def cpu_info() -> dict[str, object]:
+    """The processor as pyrite sees it.
+
+    Keys: `isa` (level in use), `isa_levels` (supported ones), `physical_cores` (within affinity and cgroup quota).
+    """
+
+def read_bandwidth(num_bytes: int, num_threads: int, repeats: int) -> list[float]:
+    """GB/s of `repeats` sequential reads of `num_bytes` shared by `num_threads` threads."""
+
+def peak_flops(kind: str, num_threads: int, repeats: int) -> list[float]:
+    """FLOP/s of register-resident multiply-adds; `kind` is "fp32" or "bf16" (ConfigError where there is no instruction)."""
+
+def open_checkpoint(folder: str) -> Checkpoint:
+    """Validate the safetensors headers and the shard index of a model folder; no tensor data is read.
+
+    Raises:
+        CheckpointError: see FAULTS 1-32; names the file, and the tensor where one is at fault.
+    """
+
+@final
+class Checkpoint:
+    """Validated headers of one or more safetensors files."""
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name to (dtype, shape); dtype in safetensors spelling: "F32", "BF16", ..."""
+
+    def read(self, name: str) -> bytes:
+        """The raw little-endian bytes of one tensor, read by `pread`.
+
+        Raises:
+            CheckpointError: unknown name, or the file changed since it was opened.
+        """
+
+    def num_bytes(self) -> int:
+        """Sum of all tensor bytes."""
+
+@final
+class CpuExecutor:
+    """A packed model, its KV blocks and its threads: runs one program on the CPU."""
+
+    def __init__(
+        self,
+        program: str,
+        checkpoint: Checkpoint,
+        *,
+        block_size: int,
+        num_blocks: Sequence[int],
+        max_tokens: int,
+        max_rows: int,
+        max_seqs: int,
+        kv_dtype: str,
+        weight_dtype: str | None,
+        num_threads: int,
+        isa: str | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Load and pack every parameter of `program` (the JSON of `Program.to_json`).
+
+        Args:
+            num_blocks: per KV group.
+            kv_dtype: "float32", "float16" or "bfloat16".
+            weight_dtype: convert matrices to this dtype; None keeps the checkpoint's.
+            isa: force an instruction level; None takes the best one.
+            progress: called with (bytes done, bytes in all) from the calling thread, signals checked in between.
+
+        Raises:
+            CheckpointError: a tensor is missing or has the wrong shape or dtype.
+            CapacityError: weights, KV blocks or scratch do not fit in memory.
+            ConfigError: unsupported value.
+        """
+
+    def run(self, plan: StepPlan, logits: np.ndarray) -> None:
+        """Run one step with the GIL released; writes the first R rows of `logits` [>= R, vocab_size] f32.
+
+        Raises:
+            BackendError: a worker failed.
+            ShapeError: `logits` or the plan does not fit this executor.
+        """
+
+    def info(self) -> dict[str, object]:
+        """`isa`, `num_threads`, and `weight_bytes`, `kv_bytes`, `scratch_bytes`."""
+
+@final
+class StepPlan:
+    """One step, as the scheduler decided it. Arrays are i32 copies."""
+
+    @property
+    def seqs(self) -> list[tuple[int, int, int, int]]:
+        """Per sequence: (id, epoch, first logit row, number of logit rows). Zero rows: a chunk that samples nothing."""
+    @property
+    def samples(self) -> list[bool]:
+        """Per sequence: whether its last logit row is to be sampled (false in the middle of a prompt)."""
+    @property
+    def num_draft_tokens(self) -> list[int]: ...
+    @property
+    def token_ids(self) -> np.ndarray: ...
+    @property
+    def positions(self) -> np.ndarray: ...
+    @property
+    def cu_seqlens_q(self) -> np.ndarray: ...
+    @property
+    def seq_lens(self) -> np.ndarray: ...
+    @property
+    def logit_rows(self) -> np.ndarray: ...
+    def block_table(self, group: int) -> np.ndarray:
+        """[S, max_blocks] i32."""
+    def slot_mapping(self, group: int) -> np.ndarray:
+        """[T] i32."""
+    def block_copies(self, group: int) -> list[tuple[int, int]]:
+        """(source, destination) blocks to copy before the step."""
+
+@final
+class Scheduler:
+    """Continuous batching over KV blocks: a plain state machine over ids."""
+
+    def __init__(
+        self,
+        *,
+        groups: Sequence[tuple[int | None, int]],
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_logit_rows: int,
+        max_model_len: int,
+        enable_prefix_caching: bool,
+        hash_key: int,
+    ) -> None:
+        """`groups`: (window or None, number of blocks) per KV group. `hash_key` keys the prefix hashes of this engine."""
+
+    def add(
+        self,
+        seq_id: int,
+        token_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int],
+        prompt_logprobs: bool,
+        salt: bytes,
+    ) -> None:
+        """Queue a sequence.
+
+        Raises:
+            RequestError: empty prompt, prompt longer than max_model_len - 1, id in use.
+            CapacityError: the pools cannot hold it even when alone.
+        """
+
+    def plan(self) -> StepPlan | None:
+        """Decide the next step; None when nothing is left to run."""
+
+    def commit(self, plan: StepPlan, sampled: Sequence[tuple[int, int, Sequence[int]]]) -> list[tuple[int, str]]:
+        """Take what a step produced: (id, epoch, tokens) for every sequence that sampled.
+
+        Results of an old epoch are dropped. Returns (id, "stop" | "length") of the sequences that ended; they are gone.
+        """
+
+    def finish(self, seq_id: int) -> bool:
+        """End a sequence from outside (stop string, abort). False when it is unknown: it ended before."""
+
+    def has_work(self) -> bool: ...
+    def num_cached_tokens(self, seq_id: int) -> int | None:
+        """Prompt tokens that the prefix cache answered at the sequence's last admission."""
+    def stats(self) -> dict[str, int]:
+        """Counters since the start and gauges.
+
+        `num_waiting`, `num_running`, `preemptions`, `prefix_query_tokens`, `prefix_hit_tokens`, `steps`, `decode_steps`,
+        `decode_tokens`, `prefill_tokens`, and per KV group i `group{i}_total`, `group{i}_free`, `group{i}_cached`, `group{i}_used`.
+        """
+    def check(self) -> None:
+        """Verify every invariant of the pools and states; InternalError names the broken one."""
+    def reset_prefix_cache(self) -> int:
+        """Forget cached blocks that no sequence uses; returns how many."""
+
+@final
+class Sampler:
+    """How one completion's tokens are drawn. Immutable."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seed: int,
+        stream: int,
+        vocab_limit: int,
+        logprobs: int | None,
+    ) -> None:
+        """`top_k` 0 or -1 is off. `stream` is the completion's index. Ids from `vocab_limit` on are never drawn."""
+
+@final
+class Sample:
+    """One drawn token."""
+
+    @property
+    def token_id(self) -> int: ...
+    @property
+    def logprob(self) -> float | None:
+        """Of the raw distribution, before temperature and filters; None unless `logprobs` was asked for."""
+    @property
+    def rank(self) -> int | None:
+        """1 for the most likely token."""
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """The most likely tokens with their logprobs, at most `logprobs` of them, best first."""
+
+def sample(logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> list[Sample | None]:
+    """Draw one token per request (row of `logits`, sampler, position of the new token in its sequence).
+
+    A row without a single finite logit gives None: that request has failed, the others have not.
+    """
+
+def token_logprobs(logits: np.ndarray, row: int, token_id: int, top: int) -> tuple[float, int, list[tuple[int, float]]]:
+    """(logprob, rank, most likely tokens) of `token_id` in a row's raw distribution."""
+
+@final
+class StopMatcher:
+    """Finds the first of some stop strings in a growing text, in linear time."""
+
+    def __init__(self, stops: Sequence[str]) -> None: ...
+    def push(self, text: str) -> tuple[str, int | None]:
+        """Feed the next piece of text.
+
+        Returns (text that is now safe to release, None), or (text before the match, index of the stop string) once
+        one is complete. At most the longest stop string less one character is held back.
+        """
+    def flush(self) -> str:
+        """The text still held back, when the sequence ended for another reason."""

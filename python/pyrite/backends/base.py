@@ -1,0 +1,60 @@
+"""The contract between models and hardware: what each op of a program computes, and what a backend offers.
+
+Notation: `x[t]` is row t of a view, T tokens in a step, R rows that want logits, S sequences. All activations are f32.
+"Rows" below means T, or R after `select_rows`. Nothing aliases unless "in place" is said.
+
+| op | reads | writes | computes |
+|---|---|---|---|
+| `embed` | ids [T] i32, weight [vocab, width] | out [T, width] | `out[t] = f32(weight[ids[t]])` |
+| `rms_norm` | x [rows, width], weight [width] or none | out [rows, width] | `x / sqrt(mean(x^2) + eps) * (weight + weight_offset)`; without weight the factor is 1 |
+| `head_norm` | x [rows, num_heads * head_dim], weight [head_dim] or none | x in place | as `rms_norm` over each head, then times `scale` |
+| `linear` | x [rows, in], weight [out, in], bias [out] or none | out [rows, out] | `out[t][o] = sum_i x[t][i] * weight[o][i] + bias[o]` |
+| `rope` | x [T, num_heads * head_dim], positions [T] | x in place | with h = len(inv_freq), angle = position * inv_freq[a], for a < h and each head: `(x[a], x[a+h]) -> scale * (x[a] cos - x[a+h] sin, x[a+h] cos + x[a] sin)`; elements from 2h on are untouched |
+| `kv_store` | k, v [T, num_kv_heads * head_dim], slot_mapping [T] | cache of (group, layer) | key and value of token t at its slot, rounded to the cache's dtype; slot -1 stores nothing |
+| `attention` | q [T, num_heads * head_dim], cache, block tables, seq_lens | out [T, num_heads * head_dim] | per head, softmax over keys j of `softmax_scale * q.k_j`, times v_j. Keys: `j <= p` and, with a window W, `j > p - W`, where p is the token's position. Query head h uses KV head `h // (num_heads / num_kv_heads)` |
+| `glu` | gate, up [rows, width] | out [rows, width] | `silu(gate) * up`, `silu(z) = z / (1 + exp(-z))` |
+| `gate` | x, gate [T, width] | x in place | `x * 1 / (1 + exp(-gate))` |
+| `add` | x, y [rows, width] | x in place | `x + y` |
+| `select_rows` | x [T, width], logit_rows [R] | out [R, width] | `out[r] = x[logit_rows[r]]` |
+| `logits` | x [R, vocab] | x in place | `soft_cap * tanh(multiplier * x / soft_cap)`; without a cap `multiplier * x` |
+
+Determinism (every backend): the result for a row may not depend on T, R, S, on other rows, on how a prompt was cut into
+steps, on block size or numbers, or on the number of threads. The sum over `in` of a `linear` is cut into spans fixed by
+the weight's shape; keys are cut at fixed absolute positions and partial results are merged in ascending order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyrite._core import StepPlan
+    from pyrite.models.program import KvGroup
+
+
+class Backend(Protocol):
+    """Runs one program on one device, and owns the bytes of weights, KV blocks and scratch."""
+
+    def run(self, plan: StepPlan) -> np.ndarray:
+        """Run one step.
+
+        Block copies of the plan happen first. Keys and values of all its tokens are in the cache afterwards.
+
+        Returns:
+            [R, vocab_size] f32 logits, one row per entry of `plan.logit_rows`; valid until the next call.
+
+        Raises:
+            BackendError: the device failed; the cache content of this step's sequences is undefined.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device memory. Idempotent."""
+        ...
+
+
+def kv_block_bytes(group: KvGroup, block_size: int, kv_itemsize: int) -> int:
+    """Bytes of one block of a KV group: keys and values of `block_size` tokens in all its layers."""
+    return 2 * group.num_layers * group.num_kv_heads * group.head_dim * block_size * kv_itemsize

@@ -1,0 +1,287 @@
+"""The recorded program: a flat list of coarse ops that any backend can run, and nothing about any model family.
+
+Sizes are symbolic in two letters: `T`, the tokens of a step, and `R`, the rows of a step that want logits. Every
+activation is f32 in shape `[T, width]` or `[R, width]`. What each op computes is written in `backends/base.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+RowsOf = Literal["T", "R"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Columns `offset .. offset + width` of a buffer, for all its rows."""
+
+    buffer: int
+    offset: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An activation `[rows, width]` f32. `slot` is the piece of scratch memory it lives in (see `assign_slots`)."""
+
+    name: str
+    rows: RowsOf
+    width: int
+    slot: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Scratch memory for `rows` x `width` f32, shared by buffers that are never alive together."""
+
+    rows: RowsOf
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A weight. Matrices `[out_features, in_features]` keep the checkpoint's dtype; vectors become f32.
+
+    `sources` are checkpoint tensors laid one after the other along dimension 0 (q, k and v as one matrix).
+    """
+
+    name: str
+    kind: Literal["matrix", "vector"]
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """Rotary frequencies in radians per position, `[rotary_dim / 2]`, and a factor on cos and sin (yarn's)."""
+
+    inv_freq: tuple[float, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers that keep the same keys: all of them (`window` None) or the last `window` positions."""
+
+    window: int | None
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Base of all ops. `reads` and `writes` name the View fields; a field in both is updated in place."""
+
+    op: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(Op):
+    """`out = weight[ids]`."""
+
+    op = "embed"
+    writes = ("out",)
+    weight: str
+    out: View
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm(Op):
+    """RMS norm over the row; `weight` None is scaleless, `weight_offset` 1 is the centred kind (1 + w)."""
+
+    op = "rms_norm"
+    reads = ("x",)
+    writes = ("out",)
+    x: View
+    out: View
+    weight: str | None
+    eps: float
+    weight_offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm(Op):
+    """RMS norm of each head of `x`, times `scale`, in place."""
+
+    op = "head_norm"
+    reads = ("x",)
+    writes = ("x",)
+    x: View
+    num_heads: int
+    head_dim: int
+    weight: str | None
+    eps: float
+    weight_offset: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Op):
+    """`out = x weight^T + bias`."""
+
+    op = "linear"
+    reads = ("x",)
+    writes = ("out",)
+    x: View
+    out: View
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope(Op):
+    """Rotate half-split pairs of each head of `x` by its token's position, in place."""
+
+    op = "rope"
+    reads = ("x",)
+    writes = ("x",)
+    x: View
+    num_heads: int
+    head_dim: int
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvStore(Op):
+    """Write keys and values of this step's tokens into the cache of `layer` (counted inside its group)."""
+
+    op = "kv_store"
+    reads = ("k", "v")
+    k: View
+    v: View
+    group: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention(Op):
+    """Causal attention of each token over its sequence's cache, its own key included."""
+
+    op = "attention"
+    reads = ("q",)
+    writes = ("out",)
+    q: View
+    out: View
+    group: int
+    layer: int
+    num_heads: int
+    softmax_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Glu(Op):
+    """`out = activation(gate) * up`."""
+
+    op = "glu"
+    reads = ("gate", "up")
+    writes = ("out",)
+    gate: View
+    up: View
+    out: View
+    activation: Literal["silu"] = "silu"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate(Op):
+    """`x *= sigmoid(gate)`, in place."""
+
+    op = "gate"
+    reads = ("x", "gate")
+    writes = ("x",)
+    x: View
+    gate: View
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Op):
+    """`x += y`, in place."""
+
+    op = "add"
+    reads = ("x", "y")
+    writes = ("x",)
+    x: View
+    y: View
+
+
+@dataclass(frozen=True, slots=True)
+class SelectRows(Op):
+    """Keep the rows that want logits: `[T, width]` to `[R, width]`."""
+
+    op = "select_rows"
+    reads = ("x",)
+    writes = ("out",)
+    x: View
+    out: View
+
+
+@dataclass(frozen=True, slots=True)
+class Logits(Op):
+    """`x = soft_cap * tanh(multiplier * x / soft_cap)`, or `multiplier * x` without a cap, in place."""
+
+    op = "logits"
+    reads = ("x",)
+    writes = ("x",)
+    x: View
+    multiplier: float
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A model as ops over buffers. The last buffer written through `logits` is `[R, vocab_size]`."""
+
+    vocab_size: int
+    buffers: tuple[Buffer, ...]
+    parameters: tuple[Parameter, ...]
+    rope_tables: tuple[RopeTable, ...]
+    kv_groups: tuple[KvGroup, ...]
+    ops: tuple[Op, ...]
+    logits: View
+    slots: tuple[Slot, ...] = ()
+
+    def to_json(self) -> str:
+        """The form handed to the Rust executor: plain objects, each op tagged with its `op` name."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["ops"] = [{"op": op.op, **dataclasses.asdict(op)} for op in self.ops]
+        return json.dumps(data, default=dataclasses.asdict)
+
+    def scratch_bytes(self, *, max_tokens: int, max_rows: int) -> int:
+        """Bytes of the arena that holds every slot at these sizes of T and R."""
+        return sum(4 * slot.width * (max_tokens if slot.rows == "T" else max_rows) for slot in self.slots)
+
+
+def assign_slots(program: Program) -> Program:
+    """Give every buffer a slot such that buffers alive at the same time never share one.
+
+    A buffer lives from its first write to its last use; the logits live to the end.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for index, op in enumerate(program.ops):
+        for field in dict.fromkeys((*op.reads, *op.writes)):
+            buffer = getattr(op, field).buffer
+            first.setdefault(buffer, index)
+            last[buffer] = index
+    last[program.logits.buffer] = len(program.ops)
+    slots: list[Slot] = []
+    busy_until: list[int] = []
+    buffers = list(program.buffers)
+    for index in sorted(first, key=first.__getitem__):
+        buffer = buffers[index]
+        fitting = [s for s, slot in enumerate(slots) if slot.rows == buffer.rows and busy_until[s] < first[index]]
+        if fitting:  # the one whose width is nearest, so that wide slots stay free for wide buffers
+            slot = min(fitting, key=lambda s: abs(slots[s].width - buffer.width))
+            slots[slot] = Slot(buffer.rows, max(slots[slot].width, buffer.width))
+            busy_until[slot] = last[index]
+        else:
+            slot = len(slots)
+            slots.append(Slot(buffer.rows, buffer.width))
+            busy_until.append(last[index])
+        buffers[index] = dataclasses.replace(buffer, slot=slot)
+    return dataclasses.replace(program, buffers=tuple(buffers), slots=tuple(slots))

@@ -1,0 +1,9 @@
+//! The CPU backend: reads checkpoints, packs weights, and replays a recorded program with one thread pool.
+//!
+//! It knows no Python, no scheduler and no model family. A step is one call: [`step::StepView`] in, logits out.
+
+pub mod error;
+pub mod isa;
+pub mod pool;
+pub mod step;
+pub mod tensor;

@@ -1,0 +1,267 @@
+//! Memory that kernels read and write: aligned buffers, row views over them, element types.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use crate::error::CpuError;
+
+/// Element type of weights and of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The name used by `LLM(dtype=...)` and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// The type of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// Read element `index` of `bytes` (little endian) as f32.
+    pub fn get(self, bytes: &[u8], index: usize) -> f32 {
+        match self {
+            Self::F32 => {
+                let at = 4 * index;
+                f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            }
+            Self::F16 => half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+            Self::Bf16 => half::bf16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+        }
+    }
+
+    /// Write `value` as element `index` of `bytes`, rounded to nearest even.
+    pub fn set(self, bytes: &mut [u8], index: usize, value: f32) {
+        match self {
+            Self::F32 => bytes[4 * index..4 * index + 4].copy_from_slice(&value.to_le_bytes()),
+            Self::F16 => {
+                bytes[2 * index..2 * index + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+            }
+            Self::Bf16 => {
+                bytes[2 * index..2 * index + 2].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// A zeroed buffer on a 2 MiB boundary when large (so that huge pages can back it), else on 128 bytes.
+pub struct AlignedBytes {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it owns its memory like a `Vec<u8>` does.
+unsafe impl Send for AlignedBytes {}
+// SAFETY: as above; shared access is reads only, or goes through `as_ptr` under the caller's own rules.
+unsafe impl Sync for AlignedBytes {}
+
+impl AlignedBytes {
+    /// Allocate `bytes` zeroed bytes.
+    ///
+    /// # Errors
+    /// [`CpuError::OutOfMemory`] when the system has no such block.
+    pub fn zeroed(bytes: usize) -> Result<Self, CpuError> {
+        const HUGE: usize = 2 << 20;
+        let align = if bytes >= HUGE { HUGE } else { 128 };
+        let refuse = || CpuError::OutOfMemory { needed_bytes: bytes };
+        let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| refuse())?;
+        // SAFETY: the layout has a non-zero size.
+        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refuse)?;
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE {
+            // SAFETY: the range is ours; the advice changes no content, and failing to take it is harmless.
+            unsafe { libc::madvise(pointer.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        }
+        Ok(Self { pointer, layout })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// Never true: an empty request still owns one byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// First byte. Writing through it needs the caller's proof that nobody else touches the same bytes.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+
+    /// The whole buffer.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: allocated with this length, initialised by `alloc_zeroed`.
+        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len()) }
+    }
+
+    /// The whole buffer, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as `as_slice`; `&mut self` makes it unique.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.len()) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this layout.
+        unsafe { dealloc(self.pointer.as_ptr(), self.layout) }
+    }
+}
+
+/// Rows of f32 to read: `[rows, width]` with `stride` elements from row to row.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pointer: *const f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    _life: PhantomData<&'a f32>,
+}
+
+// SAFETY: a shared borrow of plain numbers.
+unsafe impl Send for Rows<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Rows<'_> {}
+
+impl<'a> Rows<'a> {
+    /// View `rows` rows of `width` elements.
+    ///
+    /// # Safety
+    /// `pointer` must be good for reads of all rows for `'a`, and nobody may write them while they are read.
+    pub unsafe fn from_raw(pointer: *const f32, rows: usize, width: usize, stride: usize) -> Self {
+        Self { pointer, rows, width, stride, _life: PhantomData }
+    }
+
+    /// View a contiguous slice as rows of `width`.
+    pub fn new(data: &'a [f32], width: usize) -> Self {
+        assert!(width > 0 && data.len().is_multiple_of(width), "slice is not whole rows");
+        Self { pointer: data.as_ptr(), rows: data.len() / width, width, stride: width, _life: PhantomData }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Elements from the start of one row to the start of the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// First element of row 0.
+    pub fn as_ptr(&self) -> *const f32 {
+        self.pointer
+    }
+
+    /// Row `index`.
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        assert!(index < self.rows, "row out of range");
+        // SAFETY: in range, and `from_raw`/`new` promised the memory.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(index * self.stride), self.width) }
+    }
+}
+
+/// Rows of f32 that several workers write at once, each its own part.
+#[derive(Clone, Copy)]
+pub struct RowsMut<'a> {
+    pointer: *mut f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    _life: PhantomData<&'a mut f32>,
+}
+
+// SAFETY: handing out `&mut` parts is unsafe below; the type itself is only an address.
+unsafe impl Send for RowsMut<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for RowsMut<'_> {}
+
+impl<'a> RowsMut<'a> {
+    /// View `rows` rows of `width` elements.
+    ///
+    /// # Safety
+    /// `pointer` must be good for reads and writes of all rows for `'a`.
+    pub unsafe fn from_raw(pointer: *mut f32, rows: usize, width: usize, stride: usize) -> Self {
+        Self { pointer, rows, width, stride, _life: PhantomData }
+    }
+
+    /// View a contiguous slice as rows of `width`.
+    pub fn new(data: &'a mut [f32], width: usize) -> Self {
+        assert!(width > 0 && data.len().is_multiple_of(width), "slice is not whole rows");
+        Self {
+            pointer: data.as_mut_ptr(),
+            rows: data.len() / width,
+            width,
+            stride: width,
+            _life: PhantomData,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Elements from the start of one row to the start of the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// First element of row 0.
+    pub fn as_ptr(&self) -> *mut f32 {
+        self.pointer
+    }
+
+    /// Elements `begin..begin + len` of row `index`.
+    ///
+    /// # Safety
+    /// No other reference to these elements may be alive, on any thread.
+    pub unsafe fn part(&self, index: usize, begin: usize, len: usize) -> &'a mut [f32] {
+        assert!(index < self.rows && begin + len <= self.width, "part out of range");
+        // SAFETY: in range; uniqueness is the caller's duty.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(index * self.stride + begin), len) }
+    }
+
+    /// Row `index`.
+    ///
+    /// # Safety
+    /// As [`part`](Self::part).
+    pub unsafe fn row(&self, index: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's duty, passed on.
+        unsafe { self.part(index, 0, self.width) }
+    }
+}
