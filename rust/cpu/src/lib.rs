@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod isa;
+pub mod math;
 pub mod pool;
 pub mod step;
 pub mod tensor;
