@@ -1,0 +1,61 @@
+# Every task of the project. CI runs `make test`, nothing else.
+# A fresh machine needs Python >= 3.11, Rust (rustup), and this file.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find rust python kernels -type f \
+	-not -name '*.so' -not -path '*/__pycache__/*')
+
+.PHONY: demo test test-rust test-python lint bench wheel clean
+
+demo: $(VENV)/.demo  ## build into .venv and let the starter model speak
+	$(BIN)/pyrite generate "What is 27 + 15?"
+	$(BIN)/pyrite generate --raw "Once upon a time"
+
+test: lint test-rust test-python  ## everything that CI runs
+
+lint: $(VENV)/.wheel  ## formats, lints, types, and the stub against the built module
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m mypy.stubtest pyrite._core
+
+test-rust:  ## needs no Python
+	cargo test
+
+test-python: $(VENV)/.wheel  ## pytest against the installed wheel
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.wheel  ## microbenchmarks; end-to-end ones are described in bench/README.md
+	$(BIN)/python -m pytest bench --benchmark-json bench/results/local.json
+
+wheel: $(VENV)/.dev  ## a manylinux_2_28 wheel and the sdist, in dist/
+	$(BIN)/uv pip install -q --python $(BIN)/python 'maturin[zig]>=1.12.1,<2'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --zig --compatibility manylinux_2_28 --out dist
+	$(BIN)/maturin sdist --out dist
+
+clean:
+	rm -rf $(VENV) dist target
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+# The wheel alone, as a user installs it.
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/uv pip install -q --python $(BIN)/python --reinstall-package pyrite .
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/uv pip install -q --python $(BIN)/python --group dev
+	touch $@
+
+# What the tests import: the built wheel, never the source folder.
+$(VENV)/.wheel: $(VENV)/.dev $(SOURCES)
+	rm -rf dist/test
+	$(BIN)/maturin build --release --out dist/test
+	$(BIN)/uv pip install -q --python $(BIN)/python --reinstall-package pyrite dist/test/*.whl
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,1 @@
+"""Backends: each runs a recorded program on one kind of device."""

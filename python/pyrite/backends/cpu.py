@@ -1,0 +1,86 @@
+"""The CPU backend: hands the program to the Rust executor once; each step is then a single call into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrite import _core
+from pyrite.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyrite.models.program import Program
+
+
+class CpuBackend:
+    """Implements `Backend` on `_core.CpuExecutor`.
+
+    Args:
+        program: the recorded model, with its slots assigned.
+        checkpoint: validated headers of the model folder.
+        num_blocks: KV blocks per group of the program.
+        max_tokens, max_rows, max_seqs: the largest T, R and S of a step.
+        kv_dtype: "float32", "float16" or "bfloat16".
+        weight_dtype: dtype that matrices are converted to; None keeps the checkpoint's.
+        num_threads: workers, the calling thread included.
+        isa: forced instruction level; None takes the best one of this processor.
+        progress: called with (bytes done, bytes in all) while weights load.
+
+    Raises:
+        CheckpointError: a tensor is missing or of the wrong shape or dtype.
+        CapacityError: weights, KV blocks or scratch do not fit in memory.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        checkpoint: _core.Checkpoint,
+        *,
+        block_size: int,
+        num_blocks: Sequence[int],
+        max_tokens: int,
+        max_rows: int,
+        max_seqs: int,
+        kv_dtype: str,
+        weight_dtype: str | None = None,
+        num_threads: int = 1,
+        isa: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._executor: _core.CpuExecutor | None = _core.CpuExecutor(
+            program.to_json(),
+            checkpoint,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
+            max_seqs=max_seqs,
+            kv_dtype=kv_dtype,
+            weight_dtype=weight_dtype,
+            num_threads=num_threads,
+            isa=isa,
+            progress=progress,
+        )
+        # Pages of rows that no step asks for are never touched, so a large vocabulary costs only address space.
+        self._logits = np.empty((max_rows, program.vocab_size), dtype=np.float32)
+
+    def run(self, plan: _core.StepPlan) -> np.ndarray:
+        """See `Backend.run`."""
+        if self._executor is None:
+            raise BackendError("the backend is closed")
+        self._executor.run(plan, self._logits)
+        return self._logits[: len(plan.logit_rows)]
+
+    def info(self) -> dict[str, object]:
+        """Instruction level, threads, and bytes of weights, KV blocks and scratch."""
+        if self._executor is None:
+            raise BackendError("the backend is closed")
+        return self._executor.info()
+
+    def close(self) -> None:
+        """Free weights, KV blocks and threads. Idempotent."""
+        self._executor = None
+        self._logits = np.empty((0, 0), dtype=np.float32)
