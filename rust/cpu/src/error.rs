@@ -1,5 +1,7 @@
 //! Everything that can go wrong in this crate, with the values that explain it.
 
+use crate::checkpoint::CheckpointReason;
+
 /// An error of the CPU backend or of reading a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -24,4 +26,41 @@ pub enum CpuError {
         /// Size of the block.
         needed_bytes: usize,
     },
+    /// A model folder that cannot be trusted, or a tensor that is not what the program needs.
+    #[error("{file}{}: {reason}", .tensor.as_ref().map(|name| format!(", tensor {name}")).unwrap_or_default())]
+    Checkpoint {
+        /// Name of the file (of the folder where no file is at fault), without its path.
+        file: String,
+        /// The tensor at fault, where it is one.
+        tensor: Option<String>,
+        /// What is wrong.
+        reason: CheckpointReason,
+    },
+    /// A program that breaks the contract of its ops.
+    #[error("program{}: {what}", .op.map(|index| format!(", op {index}")).unwrap_or_default())]
+    Program {
+        /// Index of the op at fault, where it is one.
+        op: Option<usize>,
+        /// What is wrong, with the values.
+        what: String,
+    },
+    /// A step that does not fit the executor.
+    #[error("step: {field}: {what}")]
+    Step {
+        /// The array at fault.
+        field: &'static str,
+        /// What is wrong, with the values.
+        what: String,
+    },
+    /// A setting that this machine or this program does not support.
+    #[error("{field}: {what}")]
+    Config {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong, with the values.
+        what: String,
+    },
+    /// The caller asked to stop while a model was loading.
+    #[error("interrupted")]
+    Interrupted,
 }

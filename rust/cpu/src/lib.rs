@@ -2,6 +2,7 @@
 //!
 //! It knows no Python, no scheduler and no model family. A step is one call: [`step::StepView`] in, logits out.
 
+pub mod checkpoint;
 pub mod error;
 pub mod isa;
 pub mod math;
