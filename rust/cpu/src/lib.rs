@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod isa;
 pub mod math;
+pub mod ops;
 pub mod pool;
 pub mod step;
 pub mod tensor;

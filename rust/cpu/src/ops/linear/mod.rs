@@ -1,0 +1,273 @@
+//! `out = x @ weight.T + bias` for f32, f16 and bf16 weights with f32 activations.
+//!
+//! The numbers: columns are cut into spans of [`SPAN`]. For one output, a span is one chain of f32 fused
+//! multiply-adds from 0 over ascending columns, `acc = fma(w, x, acc)`; spans are added ascending in f32, and the
+//! bias after the last one. At [`Isa::Avx512Bf16`] with bf16 weights the chain is VPDPBF16PS over ascending pairs
+//! of columns, with activations rounded to bf16. Neither the number of rows, of workers, nor the tile shapes
+//! change a bit of any output, and the levels below `Avx512Bf16` agree with each other bit for bit.
+//!
+//! The forms: one row streams several panels at once, bound by memory; a few rows share one pass over the
+//! weights; many rows reuse each span of a group of panels (widened to f32 where the chain wants f32) for all
+//! tiles of tokens, bound by arithmetic. Sums wait in `out` between spans.
+
+mod arrange;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod packed;
+mod tile;
+mod transpose;
+
+pub use packed::PackedMatrix;
+
+use arrange::{Tiles, arrange};
+use packed::PANEL;
+use tile::{Chain, SPAN, Tile};
+
+use crate::error::CpuError;
+use crate::isa::Isa;
+use crate::pool::Worker;
+use crate::tensor::{AlignedBytes, DType, Rows, RowsMut};
+
+/// Panels that share one pass over the activations when there are many rows.
+const GROUP: usize = 4;
+/// Tiles of tokens from which on a span of f16 or bf16 weights is widened once instead of in every tile.
+const WIDEN_TILES: usize = 3;
+/// Panels streamed side by side when there is one row.
+const STREAMS: usize = 2;
+/// Bytes ahead of the reads at which weights are prefetched.
+const AHEAD: usize = 4096;
+/// Work items per worker below which tokens are split as well.
+const ITEMS_PER_WORKER: usize = 4;
+
+/// Memory that [`linear`] works in: laid out activations, and per worker one widened group of panel spans.
+pub struct LinearScratch {
+    activations: AlignedBytes,
+    own: AlignedBytes,
+    own_bytes: usize,
+    num_workers: usize,
+}
+
+impl LinearScratch {
+    /// Scratch for calls with at most `max_rows` rows and `max_cols` columns on at most `num_workers` workers.
+    ///
+    /// # Errors
+    /// [`CpuError::OutOfMemory`] when the system has no such block, or a size overflows.
+    pub fn new(max_rows: usize, max_cols: usize, num_workers: usize) -> Result<Self, CpuError> {
+        let refuse = || CpuError::OutOfMemory { needed_bytes: usize::MAX };
+        let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
+        let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
+        let row_bytes = words.checked_mul(2).ok_or_else(refuse)?;
+        let own_bytes = row_bytes.max(GROUP * SPAN * PANEL * 4).next_multiple_of(4096);
+        let all_own = own_bytes.checked_mul(num_workers).ok_or_else(refuse)?;
+        let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
+        Ok(Self { activations, own, own_bytes, num_workers })
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.activations.len() + self.own.len()
+    }
+
+    /// The part of one worker.
+    fn own(&self, worker: usize) -> *mut u8 {
+        // SAFETY: inside the buffer for a worker in range, which `linear` asserts.
+        unsafe { self.own.as_ptr().add(worker * self.own_bytes) }
+    }
+}
+
+/// `out[m, n] = sum over k of weight[n, k] * x[m, k], + bias[n]`, in the order that the module describes.
+///
+/// All workers of a pool call it together with the same arguments; it ends in a barrier. `x` is `[M, cols]`,
+/// `out` `[M, rows]` and overwritten (what is between its rows is not touched), `bias` `[rows]`. A scratch
+/// serves one pool: no second call may use it, nor anybody write `x` or touch `out`, before all workers return.
+///
+/// # Panics
+/// When shapes disagree, the scratch is too small, or the processor does not support `isa`.
+pub fn linear(
+    worker: &Worker<'_>,
+    isa: Isa,
+    x: Rows<'_>,
+    weight: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: RowsMut<'_>,
+    scratch: &LinearScratch,
+) {
+    assert!(isa.is_supported(), "the processor does not support this level");
+    assert_eq!(x.width(), weight.cols(), "columns of x and weight");
+    assert_eq!(out.width(), weight.rows(), "columns of out, rows of weight");
+    assert_eq!(x.rows(), out.rows(), "rows of x and out");
+    assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "one bias per row of weight");
+    assert!(worker.count() <= scratch.num_workers, "scratch has too few workers");
+    if x.rows() == 0 {
+        return;
+    }
+    let chain = match weight.dtype() {
+        DType::F32 => Chain::F32,
+        DType::F16 => Chain::F16,
+        DType::Bf16 if isa == Isa::Avx512Bf16 => Chain::Dot,
+        DType::Bf16 => Chain::Bf16,
+    };
+    let tiles = Tiles::new(isa, chain, x.rows(), weight.cols());
+    let activations = lay_out(worker, isa, chain, x, tiles, scratch);
+    let call = Call { isa, chain, weight, bias, out, tiles, activations };
+    call.run(worker, scratch.own(worker.index()));
+}
+
+/// Bring the activations into tile order; returns where they are.
+fn lay_out(
+    worker: &Worker<'_>,
+    isa: Isa,
+    chain: Chain,
+    x: Rows<'_>,
+    tiles: Tiles,
+    scratch: &LinearScratch,
+) -> *const u8 {
+    let cols = x.width();
+    if x.rows() == 1 && chain != Chain::Dot {
+        return x.as_ptr().cast();
+    }
+    let spans = cols.div_ceil(SPAN);
+    if x.rows() == 1 {
+        let to = scratch.own(worker.index());
+        assert!(2 * cols.next_multiple_of(64) <= scratch.own_bytes, "scratch has too few columns");
+        for span in 0..spans {
+            // SAFETY: asserted to fit this worker's own part.
+            unsafe {
+                arrange(isa, chain, x, (0, 1), span * SPAN, to.add(tiles.offset(chain, 0, span * SPAN)))
+            };
+        }
+        return to;
+    }
+    assert!(4 * x.rows() * cols.next_multiple_of(2) <= scratch.activations.len(), "scratch is too small");
+    let to = scratch.activations.as_ptr();
+    worker.share(tiles.count * spans, |item| {
+        let (tile, col) = (item / spans, item % spans * SPAN);
+        // SAFETY: asserted to fit; each item has its own bytes.
+        unsafe { arrange(isa, chain, x, tiles.range(tile), col, to.add(tiles.offset(chain, tile, col))) };
+    });
+    to
+}
+
+/// What all items of one call share.
+struct Call<'a> {
+    isa: Isa,
+    chain: Chain,
+    weight: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+    out: RowsMut<'a>,
+    tiles: Tiles,
+    activations: *const u8,
+}
+
+impl Call<'_> {
+    /// Share the panels (and, when they are few, the tiles of tokens) over the workers.
+    fn run(&self, worker: &Worker<'_>, own: *mut u8) {
+        let simd512 = matches!(self.isa, Isa::Avx512 | Isa::Avx512Bf16);
+        let (group, streams) = match self.tiles.tokens {
+            1 if simd512 => (STREAMS, STREAMS),
+            _ if self.tiles.count < WIDEN_TILES => (1, 1),
+            _ => (GROUP, 1),
+        };
+        let narrow = matches!(self.chain, Chain::F16 | Chain::Bf16);
+        let widen = narrow && self.isa != Isa::Scalar && self.tiles.count >= WIDEN_TILES;
+        let groups = self.weight.panels().div_ceil(group);
+        let wanted = (ITEMS_PER_WORKER * worker.count()).div_ceil(groups.max(1));
+        let parts = if worker.count() == 1 { 1 } else { wanted.clamp(1, self.tiles.count) };
+        worker.share(groups * parts, |item| {
+            let (first, part) = (item / parts * group, item % parts);
+            let panels = (first, group.min(self.weight.panels() - first));
+            let tiles = (self.tiles.count * part / parts, self.tiles.count * (part + 1) / parts);
+            self.item(panels, tiles, streams, widen.then_some(own));
+        });
+    }
+
+    /// Panels `first..first + panels` for a range of tiles, span by span.
+    fn item(
+        &self,
+        (first, panels): (usize, usize),
+        tiles: (usize, usize),
+        streams: usize,
+        wide: Option<*mut u8>,
+    ) {
+        let cols = self.weight.cols();
+        for col in (0..cols).step_by(SPAN) {
+            let span = SPAN.min(cols - col);
+            let wide_bytes = SPAN * PANEL * 4;
+            if let Some(wide) = wide {
+                for panel in 0..panels {
+                    // SAFETY: a span of an existing panel; scratch holds a group of widened spans per worker.
+                    unsafe {
+                        self.widen(self.weight.at(first + panel, col), span, wide.add(panel * wide_bytes))
+                    };
+                }
+            }
+            for tile in tiles.0..tiles.1 {
+                let mut panel = 0;
+                while panel < panels {
+                    // A pair of panels where it is whole, else one by one.
+                    let step = if panels - panel >= streams { streams } else { 1 };
+                    let row = (first + panel) * PANEL;
+                    let (begin, tokens) = self.tiles.range(tile);
+                    let last = col + span == cols;
+                    let weight = match wide {
+                        Some(wide) => wide.wrapping_add(panel * wide_bytes).cast_const(),
+                        None => self.weight.at(first + panel, col),
+                    };
+                    let described = Tile {
+                        weight,
+                        panel_bytes: self.weight.panel_bytes(),
+                        ahead: if wide.is_none() && tile == tiles.0 { AHEAD } else { 0 },
+                        x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
+                        cols: span,
+                        out: self.out.as_ptr().wrapping_add(begin * self.out.stride() + row),
+                        out_stride: self.out.stride(),
+                        rows: self.weight.rows() - row,
+                        first: col == 0,
+                        bias: match self.bias {
+                            Some(bias) if last => bias[row..].as_ptr(),
+                            _ => std::ptr::null(),
+                        },
+                    };
+                    let chain = if wide.is_some() { Chain::F32 } else { self.chain };
+                    // SAFETY: the tile describes weights, activations and outputs that exist; this item alone
+                    // has these panels' outputs of these tokens; the level is supported.
+                    unsafe { kernel(self.isa, chain, step, tokens, &described) };
+                    panel += step;
+                }
+            }
+        }
+    }
+
+    /// Widen one span of one panel to f32.
+    unsafe fn widen(&self, from: *const u8, cols: usize, to: *mut u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's duty, passed on; only called at these levels.
+        unsafe {
+            match self.isa {
+                Isa::Avx512 | Isa::Avx512Bf16 => avx512::widen(self.chain, from, cols, to.cast()),
+                _ => avx2::widen(self.chain, from, cols, to.cast()),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (from, cols, to);
+    }
+}
+
+/// Run the level's kernel.
+unsafe fn kernel(isa: Isa, chain: Chain, panels: usize, tokens: usize, tile: &Tile) {
+    // SAFETY: the caller's duty, passed on.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => avx512::run(chain, panels, tokens, tile),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::run(chain, tokens, tile),
+            _ => {
+                let _ = panels;
+                tile::scalar(chain, tokens, tile);
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What every tile kernel is told, and the portable kernel that defines the numbers.
+
+use super::packed::PANEL;
+
+/// Columns of one span: an output is the sum, in ascending order, of one chain per span.
+pub(super) const SPAN: usize = 512;
+
+/// How one output's products are formed and added within a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// `acc = fma(w, x, acc)` over ascending columns, weights f32 `[col][32]`.
+    F32,
+    /// The same, weights f16 `[col][32]`.
+    F16,
+    /// The same, weights bf16 `[col / 2][32][2]`.
+    Bf16,
+    /// VPDPBF16PS over ascending pairs of columns, weights as `Bf16`, activations rounded to bf16.
+    Dot,
+}
+
+/// One span of one or a few panels times the activations of `T` tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// First column of the span in the first panel.
+    pub(super) weight: *const u8,
+    /// Bytes from a panel to the next one.
+    pub(super) panel_bytes: usize,
+    /// How far ahead to prefetch weights, 0 when they are known to lie in the cache.
+    pub(super) ahead: usize,
+    /// `[cols][T]` f32, or for [`Chain::Dot`] `[cols / 2][T][2]` bf16.
+    pub(super) x: *const u8,
+    /// Columns of this span.
+    pub(super) cols: usize,
+    /// First token's output of the first panel's first row.
+    pub(super) out: *mut f32,
+    /// Elements from a token's outputs to the next token's.
+    pub(super) out_stride: usize,
+    /// Rows that exist from the first panel's first row on.
+    pub(super) rows: usize,
+    /// Whether this is the first span, whose sum replaces what is in `out`.
+    pub(super) first: bool,
+    /// Bias of the first panel's first row, to be added after this span; null for none.
+    pub(super) bias: *const f32,
+}
+
+/// `tokens` tokens times one panel, in plain Rust.
+///
+/// # Safety
+/// The pointers of `tile` are good for what they describe and nobody else touches these outputs.
+pub(super) unsafe fn scalar(chain: Chain, tokens: usize, tile: &Tile) {
+    for token in 0..tokens {
+        let mut acc = [0f32; PANEL];
+        for col in 0..tile.cols {
+            // SAFETY: `[cols][T]` activations, promised by the caller.
+            let x = unsafe { tile.x.cast::<f32>().add(col * tokens + token).read_unaligned() };
+            for (lane, sum) in acc.iter_mut().enumerate() {
+                // SAFETY: a column of the span and a lane of the panel.
+                let weight = unsafe { weight(chain, tile.weight, col, lane) };
+                *sum = weight.mul_add(x, *sum);
+            }
+        }
+        // SAFETY: the caller's duty, passed on.
+        unsafe { finish(&acc, tile, token) };
+    }
+}
+
+unsafe fn weight(chain: Chain, panel: *const u8, col: usize, lane: usize) -> f32 {
+    // SAFETY: the element lies in the panel, promised by the caller.
+    unsafe {
+        match chain {
+            Chain::F32 => panel.cast::<f32>().add(col * PANEL + lane).read(),
+            Chain::F16 => half::f16::from_bits(panel.cast::<u16>().add(col * PANEL + lane).read()).to_f32(),
+            Chain::Bf16 | Chain::Dot => {
+                let at = ((col / 2) * PANEL + lane) * 2 + col % 2;
+                f32::from_bits(u32::from(panel.cast::<u16>().add(at).read()) << 16)
+            }
+        }
+    }
+}
+
+/// Add the sums of one span and one token to the outputs, row by row.
+///
+/// # Safety
+/// As [`scalar`].
+#[inline]
+pub(super) unsafe fn finish(acc: &[f32; PANEL], tile: &Tile, token: usize) {
+    for (lane, &sum) in acc.iter().enumerate().take(tile.rows) {
+        // SAFETY: rows and tokens that exist, promised by the caller.
+        unsafe {
+            let to = tile.out.add(token * tile.out_stride + lane);
+            let mut total = if tile.first { sum } else { *to + sum };
+            if !tile.bias.is_null() {
+                total += *tile.bias.add(lane);
+            }
+            *to = total;
+        }
+    }
+}

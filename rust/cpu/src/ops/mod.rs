@@ -1,0 +1,3 @@
+//! The kernels: one module per operation, each with a scalar twin that defines it.
+
+pub mod linear;
