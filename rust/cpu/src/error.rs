@@ -4,7 +4,6 @@ use crate::checkpoint::CheckpointReason;
 
 /// An error of the CPU backend or of reading a checkpoint.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum CpuError {
     /// The system refused to start a worker thread.
     #[error("cannot start {wanted} worker threads: {source}")]
