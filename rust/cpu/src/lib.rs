@@ -8,5 +8,6 @@ pub mod isa;
 pub mod math;
 pub mod ops;
 pub mod pool;
+pub mod program;
 pub mod step;
 pub mod tensor;

@@ -1,3 +1,11 @@
-//! The kernels: one module per operation, each with a scalar twin that defines it.
+//! The kernels: one module per operation or family of small ones, each with a scalar twin that defines it.
+//!
+//! The small ops work on one row, so that an executor can run a chain of them over a row while it is in the cache.
 
+pub mod elementwise;
+pub(crate) mod lanes;
 pub mod linear;
+pub mod norm;
+pub mod rope;
+#[cfg(test)]
+mod tests;
