@@ -45,13 +45,20 @@ class Slot:
 class Parameter:
     """A weight. Matrices `[out_features, in_features]` keep the checkpoint's dtype; vectors become f32.
 
-    `sources` are checkpoint tensors laid one after the other along dimension 0 (q, k and v as one matrix).
+    `sources` are checkpoint tensors laid one after the other along dimension 0 (q, k and v as one matrix);
+    `source_rows` is what each of them contributes to it, empty when there is one source.
     """
 
     name: str
     kind: Literal["matrix", "vector"]
     shape: tuple[int, ...]
     sources: tuple[str, ...]
+    source_rows: tuple[int, ...] = ()
+
+    def source_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each source must have in the checkpoint."""
+        rows = self.source_rows or (self.shape[0],)
+        return {source: (n, *self.shape[1:]) for source, n in zip(self.sources, rows, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
