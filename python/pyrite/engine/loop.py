@@ -1,0 +1,121 @@
+"""One step of the engine: plan, run, sample, commit, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pyrite import _core
+from pyrite.errors import InternalError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyrite.backends.base import Backend
+    from pyrite.engine.handle import PromptRow, RequestHandle
+    from pyrite.engine.sequence import CompletionState
+
+Running = Mapping[int, "tuple[RequestHandle, CompletionState]"]
+"""What runs, by sequence id."""
+
+NO_FINITE_LOGITS = "the model gave no finite logit at this position (code model_numerics)"
+
+_logger = logging.getLogger("pyrite")
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step produced, by sequence id.
+
+    Args:
+        scheduled: epochs of all sequences of the step.
+        cached: prompt tokens that the prefix cache answered, of sequences that were never in a step before.
+        samples: drawn tokens.
+        prompt_rows: logprobs of prompt tokens.
+        ended: "stop" or "length", as the scheduler decided.
+        failed: what went wrong; those sequences are gone from the scheduler.
+    """
+
+    scheduled: dict[int, int] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
+    samples: dict[int, _core.Sample] = field(default_factory=dict)
+    prompt_rows: dict[int, list[PromptRow]] = field(default_factory=dict)
+    ended: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class Loop:
+    """Drives one scheduler and one backend. Used by the engine thread alone."""
+
+    def __init__(self, scheduler: _core.Scheduler, backend: Backend) -> None:
+        self.scheduler = scheduler
+        self.backend = backend
+
+    def step(self, running: Running) -> StepResult:
+        """Run one step over what is queued; there must be work.
+
+        A fault of the backend ends the sequences of this step only.
+
+        Raises:
+            InternalError: the scheduler contradicts itself; nothing can be trusted any more.
+        """
+        plan = self.scheduler.plan()
+        if plan is None:
+            raise InternalError("the scheduler has work and plans nothing")
+        seqs = plan.seqs
+        result = StepResult(scheduled={seq_id: epoch for seq_id, epoch, _, _ in seqs})
+        for seq_id in result.scheduled:
+            if running[seq_id][1].epoch is None:
+                result.cached[seq_id] = self.scheduler.num_cached_tokens(seq_id) or 0
+        try:
+            logits = self.backend.run(plan)
+            _sample(plan, logits, running, result)
+        except Exception as error:
+            _logger.exception("a step of %d sequences failed", len(seqs))
+            result.samples.clear()
+            result.prompt_rows.clear()
+            result.failed = {seq_id: f"{type(error).__name__}: {error}" for seq_id in result.scheduled}
+        for seq_id in result.failed:
+            self.scheduler.finish(seq_id)
+        drawn = [(seq_id, result.scheduled[seq_id], [s.token_id]) for seq_id, s in result.samples.items()]
+        result.ended = dict(self.scheduler.commit(plan, drawn))
+        return result
+
+
+def _sample(plan: _core.StepPlan, logits: np.ndarray, running: Running, result: StepResult) -> None:
+    """Draw a token for every sequence that wants one, and collect the logprobs of prompt tokens."""
+    positions, logit_rows, samples = plan.positions, plan.logit_rows, plan.samples
+    drawing: list[int] = []
+    requests: list[tuple[int, _core.Sampler, int]] = []
+    for index, (seq_id, _, first_row, num_rows) in enumerate(plan.seqs):
+        handle, completion = running[seq_id]
+        rows = range(first_row, first_row + num_rows)
+        if completion.index == 0 and handle.request.params.prompt_logprobs is not None:
+            row_positions = [int(positions[logit_rows[row]]) for row in rows]
+            try:
+                result.prompt_rows[seq_id] = _prompt_rows(handle, logits, rows, row_positions)
+            except Exception as error:
+                result.failed[seq_id] = f"prompt_logprobs: {type(error).__name__}: {error}"
+                continue
+        if samples[index]:
+            drawing.append(seq_id)
+            requests.append((rows[-1], completion.sampler, int(positions[logit_rows[rows[-1]]]) + 1))
+    for seq_id, sample in zip(drawing, _core.sample(logits, requests), strict=True):
+        if sample is None:
+            result.failed[seq_id] = NO_FINITE_LOGITS
+        else:
+            result.samples[seq_id] = sample
+
+
+def _prompt_rows(handle: RequestHandle, logits: np.ndarray, rows: range, row_positions: list[int]) -> list[PromptRow]:
+    """Logprobs of the prompt tokens that these rows predict. The row at position p predicts the token at p + 1."""
+    request = handle.request
+    found = []
+    for row, position in zip(rows, row_positions, strict=True):
+        if handle.wants_prompt_row(position + 1):
+            token_id = request.prompt_token_ids[position + 1]
+            logprob, rank, top = _core.token_logprobs(logits, row, token_id, request.params.prompt_logprobs or 0)
+            found.append((position + 1, token_id, logprob, rank, top))
+    return found

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+try:
+    from pyrite._core import Scheduler  # noqa: F401
+except ImportError:
+    import fakes
+
+    fakes.install()
+
+from rig import Rig
+
+
+@pytest.fixture
+def rig():
+    """A maker of engines on the hash model; checks at the end that every block is back."""
+    rigs: list[Rig] = []
+
+    def make(**settings) -> Rig:
+        rigs.append(Rig(**settings))
+        return rigs[-1]
+
+    yield make
+    for made in rigs:
+        made.check_idle()
+        made.engine.close()
+        assert made.backend.closed
