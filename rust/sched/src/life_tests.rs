@@ -1,0 +1,475 @@
+//! Random lives of many requests on a fake backend whose next token is a hash of everything it reads through the block
+//! tables, against the same hash of the tokens themselves.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+use crate::{
+    FinishReason, GroupConfig, NewSequence, Sampled, SchedError, Scheduler, SchedulerConfig, StepPlan,
+};
+
+/// Planted bugs, to show that the checks find them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) starve_oldest: bool,
+    pub(crate) accept_stale: bool,
+    pub(crate) forget_rows: bool,
+    pub(crate) early_commit: bool,
+    pub(crate) lose_output: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    arrives: u64,
+    new: NewSequence,
+    /// Step at which it is aborted, and whether that happens between plan and commit.
+    abort: Option<(u64, bool)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Plain,
+    /// Plan, run, and plan again without a commit.
+    GiveUp,
+    /// Commit the plan before last, and this one twice.
+    Stale,
+    /// One sequence gets no result.
+    Miss(usize),
+    /// Results of several tokens.
+    Several(usize),
+    Reset,
+}
+
+#[derive(Clone, Debug)]
+struct Life {
+    config: SchedulerConfig,
+    requests: Vec<Request>,
+    events: Vec<Event>,
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let prompt = (0..16i32, prop::collection::vec(0..3i32, 1..12), 0..2i32);
+    let limits = (1..24u32, prop::collection::vec(0..40i32, 0..2), prop::bool::weighted(0.3), 0..2u8);
+    let abort = prop::option::weighted(0.2, (0..40u64, any::<bool>()));
+    (prompt, limits, 0..12u64, abort).prop_map(|((shared, tail, stream), limits, arrives, abort)| {
+        let (max_tokens, stop_token_ids, prompt_logprobs, salt) = limits;
+        let shared = (0..shared).map(|i| (i * i + stream * (i / 5)) % 3);
+        let token_ids = shared.chain(tail).collect();
+        let new =
+            NewSequence { id: 0, token_ids, max_tokens, stop_token_ids, prompt_logprobs, salt: vec![salt] };
+        Request { arrives, new, abort }
+    })
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    let groups = prop::collection::vec((prop::option::of(1..10u32), 6..28u32), 1..4);
+    let limits = (1..5u32, 2..7u32, 1..20u32, 1..10u32, 8..48u32);
+    let event = prop_oneof![
+        10 => Just(Event::Plain),
+        1 => Just(Event::GiveUp),
+        1 => Just(Event::Stale),
+        1 => any::<usize>().prop_map(Event::Miss),
+        2 => (2..5usize).prop_map(Event::Several),
+        1 => Just(Event::Reset),
+    ];
+    let lives = (groups, limits, prop::bool::weighted(0.8), any::<u64>());
+    (lives, prop::collection::vec(request(), 1..12), prop::collection::vec(event, 1..40)).prop_map(
+        |((groups, limits, enable_prefix_caching, hash_key), mut requests, events)| {
+            let (block_size, max_num_seqs, max_num_batched_tokens, max_logit_rows, max_model_len) = limits;
+            let groups =
+                groups.into_iter().map(|(window, num_blocks)| GroupConfig { window, num_blocks }).collect();
+            let config = SchedulerConfig {
+                groups,
+                block_size,
+                max_num_seqs,
+                max_num_batched_tokens,
+                max_logit_rows,
+                max_model_len,
+                enable_prefix_caching,
+                hash_key,
+            };
+            requests.sort_by_key(|request| request.arrives);
+            requests.iter_mut().enumerate().for_each(|(id, request)| request.new.id = id as u64);
+            Life { config, requests, events }
+        },
+    )
+}
+
+fn mix(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+}
+
+/// Keys of one position: of its token and, where the window lets it be seen, of the position before.
+fn key(salt: u8, before: Option<u64>, position: usize, token: i32, window: usize) -> u64 {
+    let start = if window > 1 && position > 0 { before.unwrap() } else { mix(salt.into(), position as u64) };
+    mix(start, token as u64)
+}
+
+/// The token after position `last`, from what each group's `read(group, position)` shows.
+fn next_token(last: usize, windows: &[usize], mut read: impl FnMut(usize, usize) -> u64) -> i32 {
+    let mut hash = 0;
+    for (group, &window) in windows.iter().enumerate() {
+        for position in (last + 1).saturating_sub(window)..=last {
+            hash = mix(hash, read(group, position));
+        }
+    }
+    (hash >> 32) as i32 % 40
+}
+
+/// The whole output of a request on its own, without any cache.
+fn golden(new: &NewSequence, max_model_len: u32, windows: &[usize]) -> (Vec<i32>, FinishReason) {
+    let mut tokens = new.token_ids.clone();
+    loop {
+        let mut keys = vec![Vec::new(); windows.len()];
+        for (keys, &window) in keys.iter_mut().zip(windows) {
+            for (position, &token) in tokens.iter().enumerate() {
+                keys.push(key(new.salt[0], keys.last().copied(), position, token, window));
+            }
+        }
+        let token = next_token(tokens.len() - 1, windows, |group, position| keys[group][position]).abs();
+        tokens.push(token);
+        let output = tokens.len() - new.token_ids.len();
+        if new.stop_token_ids.contains(&token) {
+            return (tokens, FinishReason::Stop);
+        }
+        if output == new.max_tokens as usize || tokens.len() == max_model_len as usize {
+            return (tokens, FinishReason::Length);
+        }
+    }
+}
+
+struct Live {
+    new: NewSequence,
+    tokens: Vec<i32>,
+    golden: Vec<i32>,
+    reason: FinishReason,
+    /// Prompt positions whose rows were delivered.
+    rows: Vec<i32>,
+}
+
+struct World<'a> {
+    config: &'a SchedulerConfig,
+    windows: Vec<usize>,
+    scheduler: Scheduler,
+    memory: Vec<Vec<u64>>,
+    live: BTreeMap<u64, Live>,
+    /// Ids and epochs that ran in an earlier plan.
+    seen: BTreeSet<(u64, u32)>,
+}
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(format!($($message)*));
+        }
+    };
+}
+
+impl World<'_> {
+    fn add(&mut self, new: &NewSequence) -> Result<(), String> {
+        match self.scheduler.add(new.clone()) {
+            Ok(()) => {
+                let (golden, reason) = golden(new, self.config.max_model_len, &self.windows);
+                let live =
+                    Live { new: new.clone(), tokens: new.token_ids.clone(), golden, reason, rows: vec![] };
+                self.live.insert(new.id, live);
+                Ok(())
+            }
+            Err(SchedError::CannotFit { needed, total, .. }) if needed > total => Ok(()),
+            Err(SchedError::PromptTooLong { limit, .. }) if new.token_ids.len() > limit as usize => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// What a plan promises whatever the policy.
+    fn check_plan(&self, plan: &StepPlan) -> Result<(), String> {
+        let (tokens, rows) = (plan.token_ids.len(), plan.logit_rows.len());
+        ensure!(tokens <= self.config.max_num_batched_tokens as usize, "S1: {tokens} tokens");
+        ensure!(rows <= self.config.max_logit_rows as usize, "{rows} rows");
+        ensure!(plan.seqs.len() <= self.config.max_num_seqs as usize, "{} sequences", plan.seqs.len());
+        let oldest = self.live.keys().next().unwrap();
+        ensure!(
+            plan.seqs.iter().any(|part| part.id == *oldest),
+            "S3: the oldest, {oldest}, does not progress"
+        );
+        let mut order = Vec::new();
+        for (index, part) in plan.seqs.iter().enumerate() {
+            let live = &self.live[&part.id];
+            let (first, end) = (plan.cu_seqlens_q[index] as usize, plan.cu_seqlens_q[index + 1] as usize);
+            let after = plan.seq_lens[index] as usize;
+            let before = after - (end - first);
+            ensure!(first < end, "{part:?} has no tokens");
+            ensure!(plan.token_ids[first..end] == live.tokens[before..after], "{part:?} has other tokens");
+            ensure!(
+                plan.positions[first..end].iter().map(|&p| p as usize).eq(before..after),
+                "{part:?} is elsewhere"
+            );
+            ensure!(part.samples == (after == live.tokens.len()), "{part:?} samples at {after}");
+            let seen = self.seen.contains(&(part.id, part.epoch));
+            let class = if !seen { 2 } else { i32::from(before + 1 < live.tokens.len()) };
+            order.push((class, part.id));
+            let rows = part.first_row as usize..(part.first_row + part.num_rows) as usize;
+            let rows: Vec<i32> =
+                plan.logit_rows[rows].iter().map(|&row| plan.positions[row as usize]).collect();
+            let wanted = |position: &i32| {
+                let prompt = live.new.prompt_logprobs && (*position as usize) < live.new.token_ids.len();
+                let last = *position as usize + 1 == live.tokens.len();
+                last || (prompt && !live.rows.contains(position))
+            };
+            ensure!(
+                (before as i32..after as i32).filter(wanted).eq(rows.iter().copied()),
+                "{part:?}: rows {rows:?}"
+            );
+            for group in &plan.groups {
+                let table =
+                    &group.block_tables[index * group.max_blocks as usize..][..group.max_blocks as usize];
+                let columns = after.div_ceil(self.config.block_size as usize);
+                ensure!(
+                    table[columns - 1] >= 0 && table[columns..].iter().all(|&b| b == -1),
+                    "{part:?}: {table:?}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Run a step on the memory; returns the token after each sequence's last row.
+    fn run(&mut self, plan: &StepPlan) -> Result<BTreeMap<u64, i32>, String> {
+        let size = self.config.block_size as usize;
+        let mut next = BTreeMap::new();
+        for (group, memory) in plan.groups.iter().zip(&mut self.memory) {
+            for &(src, dst) in &group.block_copies {
+                memory.copy_within(src as usize * size..(src as usize + 1) * size, dst as usize * size);
+            }
+        }
+        for (index, part) in plan.seqs.iter().enumerate() {
+            let salt = self.live[&part.id].new.salt[0];
+            let slot = |group: usize, position: usize| {
+                let group = &plan.groups[group];
+                let block = group.block_tables[index * group.max_blocks as usize + position / size];
+                block as usize * size + position % size
+            };
+            for row in plan.cu_seqlens_q[index] as usize..plan.cu_seqlens_q[index + 1] as usize {
+                let position = plan.positions[row] as usize;
+                for (group, &window) in self.windows.iter().enumerate() {
+                    let before = (window > 1 && position > 0)
+                        .then(|| self.memory[group].get(slot(group, position - 1)));
+                    ensure!(before != Some(None), "position {} of {part:?} has no block", position - 1);
+                    let written = plan.groups[group].slot_mapping[row] as usize;
+                    ensure!(written == slot(group, position), "{part:?} writes to slot {written}");
+                    self.memory[group][written] =
+                        key(salt, before.flatten().copied(), position, plan.token_ids[row], window);
+                }
+            }
+            let mut missing = false;
+            let last = plan.seq_lens[index] as usize - 1;
+            let token = next_token(last, &self.windows, |group, position| {
+                let value = self.memory[group].get(slot(group, position)).copied();
+                missing |= value.is_none();
+                value.unwrap_or(0)
+            });
+            ensure!(!missing, "{part:?} cannot see its window");
+            next.insert(part.id, token.abs());
+        }
+        Ok(next)
+    }
+
+    /// Commit with the tokens that the backend gave; `several` adds the golden ones that follow.
+    fn commit(
+        &mut self,
+        plan: &StepPlan,
+        next: &BTreeMap<u64, i32>,
+        miss: Option<usize>,
+        several: usize,
+    ) -> Result<(), String> {
+        let sampling: Vec<_> = plan.seqs.iter().filter(|part| part.samples).collect();
+        let mut results = Vec::new();
+        for (index, part) in sampling.iter().enumerate() {
+            let Some(live) = self.live.get(&part.id) else {
+                // Aborted: whatever comes must be dropped.
+                results.push(Sampled { id: part.id, epoch: part.epoch, tokens: vec![1] });
+                continue;
+            };
+            ensure!(
+                next[&part.id] == live.golden[live.tokens.len()],
+                "S6: sequence {} reads other keys",
+                part.id
+            );
+            if miss.is_none_or(|miss| miss % sampling.len() != index) {
+                let mut tokens: Vec<i32> =
+                    live.golden[live.tokens.len()..].iter().copied().take(several).collect();
+                // Beyond the end there is more that must be cut off.
+                tokens.resize(several, 0);
+                results.push(Sampled { id: part.id, epoch: part.epoch, tokens });
+            }
+        }
+        results.push(Sampled { id: 1 << 40, epoch: 0, tokens: vec![1] });
+        let ended = self.scheduler.commit(plan, &results).map_err(|error| error.to_string())?;
+        for (index, part) in plan.seqs.iter().enumerate() {
+            let Some(live) = self.live.get_mut(&part.id) else { continue };
+            let result = results.iter().find(|result| result.id == part.id);
+            let computed = plan.seq_lens[index] - i32::from(part.samples && result.is_none());
+            let rows = &plan.logit_rows[part.first_row as usize..(part.first_row + part.num_rows) as usize];
+            let rows = rows.iter().map(|&row| plan.positions[row as usize]);
+            let prompt_len = live.new.token_ids.len() as i32;
+            live.rows.extend(rows.filter(|&position| position < computed.min(prompt_len)));
+            let known = live.tokens.len();
+            let added = result.map_or(0, |result| result.tokens.len()).min(live.golden.len() - known);
+            live.tokens.extend(&live.golden[known..known + added]);
+            let finished = ended.iter().find(|(id, _)| *id == part.id).map(|(_, reason)| *reason);
+            let expected = (live.tokens.len() == live.golden.len()).then_some(live.reason);
+            ensure!(finished == expected, "sequence {} ended {finished:?}, expected {expected:?}", part.id);
+            if finished.is_some() {
+                let all = live.new.prompt_logprobs.then_some(0..prompt_len);
+                let last = (!live.new.prompt_logprobs).then_some(prompt_len - 1);
+                let rows: Vec<i32> = all.into_iter().flatten().chain(last).collect();
+                ensure!(live.rows == rows, "sequence {}: rows {:?}", part.id, live.rows);
+                self.live.remove(&part.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.scheduler.check().map_err(|error| error.to_string())
+    }
+
+    fn plan(&mut self) -> Result<Option<StepPlan>, String> {
+        let plan = self.scheduler.plan().map_err(|error| error.to_string())?;
+        self.check()?;
+        ensure!(plan.is_none() == self.live.is_empty(), "S3: no plan, but work");
+        if let Some(plan) = &plan {
+            self.check_plan(plan)?;
+            self.seen.extend(plan.seqs.iter().map(|part| (part.id, part.epoch)));
+        }
+        Ok(plan)
+    }
+
+    fn abort(&mut self, requests: &[Request], at: (u64, bool)) -> Result<(), String> {
+        for request in requests.iter().filter(|request| request.abort == Some(at)) {
+            let known = self.live.remove(&request.new.id).is_some();
+            ensure!(self.scheduler.finish(request.new.id) == known, "finish of {}", request.new.id);
+            ensure!(!self.scheduler.finish(request.new.id), "the second finish is a no-op");
+            self.check()?;
+        }
+        Ok(())
+    }
+}
+
+fn run(life: &Life, faults: Faults) -> Result<(Vec<StepPlan>, crate::Stats), String> {
+    let config = &life.config;
+    let mut scheduler = Scheduler::new(config.clone()).map_err(|error| error.to_string())?;
+    scheduler.faults = faults;
+    let memory =
+        config.groups.iter().map(|g| vec![u64::MAX; (g.num_blocks * config.block_size) as usize]).collect();
+    let windows =
+        config.groups.iter().map(|g| g.window.map_or(usize::MAX, |window| window as usize)).collect();
+    let mut world =
+        World { config, windows, scheduler, memory, live: BTreeMap::new(), seen: BTreeSet::new() };
+    let mut arrivals = life.requests.iter().peekable();
+    let mut plans = Vec::new();
+    let mut bound = 60;
+    for step in 0.. {
+        while let Some(request) = arrivals.next_if(|request| request.arrives <= step) {
+            world.add(&request.new)?;
+            bound += 48 + life.events.len();
+        }
+        world.check()?;
+        world.abort(&life.requests, (step, false))?;
+        // Events end, so that everything else can.
+        let event = if step < 100 { life.events[step as usize % life.events.len()] } else { Event::Plain };
+        if matches!(event, Event::Reset) {
+            world.scheduler.reset_prefix_cache();
+            world.check()?;
+        }
+        let Some(mut plan) = world.plan()? else {
+            if arrivals.peek().is_none() {
+                break;
+            }
+            continue;
+        };
+        let mut next = world.run(&plan)?;
+        if matches!(event, Event::GiveUp) {
+            plans.push(plan);
+            plan = world.plan()?.ok_or("work vanished")?;
+            next = world.run(&plan)?;
+        }
+        world.abort(&life.requests, (step, true))?;
+        if matches!(event, Event::Stale)
+            && let Some(old) = plans.last()
+        {
+            stale_commit(&mut world.scheduler, old)?;
+            world.check()?;
+        }
+        let miss = if let Event::Miss(index) = event { Some(index) } else { None };
+        let several = if let Event::Several(count) = event { count } else { 1 };
+        world.commit(&plan, &next, miss, several)?;
+        if matches!(event, Event::Stale) {
+            stale_commit(&mut world.scheduler, &plan)?;
+        }
+        world.check()?;
+        plans.push(plan);
+        ensure!(plans.len() <= bound, "S3: {} steps and still not done", plans.len());
+    }
+    for gauges in world.scheduler.stats().groups {
+        ensure!(gauges.free + gauges.cached == gauges.total, "idle, but {gauges:?}");
+    }
+    let stats = world.scheduler.stats();
+    let cached: u32 = stats.groups.iter().map(|gauges| gauges.cached).sum();
+    ensure!(world.scheduler.reset_prefix_cache() == cached, "the reset missed blocks");
+    world.check()?;
+    Ok((plans, stats))
+}
+
+fn stale_commit(scheduler: &mut Scheduler, plan: &StepPlan) -> Result<(), String> {
+    let results = plan.seqs.iter().map(|part| Sampled { id: part.id, epoch: part.epoch, tokens: vec![39] });
+    let ended = scheduler.commit(plan, &results.collect::<Vec<_>>()).map_err(|error| error.to_string())?;
+    ensure!(ended.is_empty(), "S5: a stale result ended {ended:?}");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_lives_give_every_request_its_own_tokens(life in life()) {
+        prop_assert_eq!(run(&life, Faults::default()).err(), None);
+    }
+}
+
+fn fixed_lives() -> Vec<Life> {
+    let mut runner = TestRunner::deterministic();
+    (0..300).map(|_| life().new_tree(&mut runner).unwrap().current()).collect()
+}
+
+#[test]
+fn decisions_are_deterministic_and_the_lives_are_eventful() {
+    let (mut preemptions, mut hits, mut decodes) = (0, 0, 0);
+    for life in fixed_lives() {
+        let first = run(&life, Faults::default()).unwrap();
+        assert_eq!(first, run(&life, Faults::default()).unwrap());
+        preemptions += first.1.preemptions;
+        hits += first.1.prefix_hit_tokens;
+        decodes += first.1.decode_tokens;
+    }
+    assert!(preemptions > 40 && hits > 500 && decodes > 1000, "{preemptions} {hits} {decodes}");
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    let lives = fixed_lives();
+    let planted = [
+        ("starve_oldest", Faults { starve_oldest: true, ..Faults::default() }),
+        ("accept_stale", Faults { accept_stale: true, ..Faults::default() }),
+        ("forget_rows", Faults { forget_rows: true, ..Faults::default() }),
+        ("early_commit", Faults { early_commit: true, ..Faults::default() }),
+        ("lose_output", Faults { lose_output: true, ..Faults::default() }),
+    ];
+    for (name, faults) in planted {
+        let failed = |life: &&Life| std::panic::catch_unwind(|| run(life, faults)).is_ok_and(|r| r.is_err());
+        assert!(lives.iter().filter(failed).count() > 0, "{name} was not found");
+    }
+}
