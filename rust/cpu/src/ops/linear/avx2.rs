@@ -108,8 +108,9 @@ unsafe fn pairs<const T: usize>(tile: &Tile) {
     unsafe { store(&acc, tile) };
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
+/// Add the sums to the outputs. Always inlined into kernels of this level: sums whose address leaves the
+/// kernel would be written to the stack at every step.
+#[inline(always)]
 unsafe fn store<const T: usize>(acc: &Sums<T>, tile: &Tile) {
     for (token, sums) in acc.iter().enumerate() {
         if tile.rows < PANEL {

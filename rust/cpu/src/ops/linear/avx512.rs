@@ -187,29 +187,26 @@ fn as_bf16(bits: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(bits) }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+/// Add the sums to the outputs. Always inlined into kernels of this level: sums whose address leaves the kernel
+/// would be written to the stack at every step.
+#[inline(always)]
 unsafe fn store<const P: usize, const T: usize>(acc: &Sums<P, T>, tile: &Tile) {
-    for (panel, tokens) in acc.iter().enumerate() {
+    for panel in 0..P {
         let rows = tile.rows.saturating_sub(panel * PANEL).min(PANEL);
         let all = if rows == PANEL { u32::MAX } else { (1 << rows) - 1 };
         let masks = [all as u16, (all >> 16) as u16];
-        for half in 0..2 {
-            let at = panel * PANEL + 16 * half;
-            let mut bias = _mm512_setzero_ps();
-            if !tile.bias.is_null() {
-                // SAFETY: the mask leaves out rows that do not exist.
-                bias = unsafe { _mm512_maskz_loadu_ps(masks[half], tile.bias.wrapping_add(at)) };
-            }
-            for (token, sums) in tokens.iter().enumerate() {
+        for token in 0..T {
+            for half in 0..2 {
+                let at = panel * PANEL + 16 * half;
                 let to = tile.out.wrapping_add(token * tile.out_stride + at);
-                let mut total = sums[half];
-                // SAFETY: tokens that exist, and the mask leaves out rows that do not.
+                let mut total = acc[panel][token][half];
+                // SAFETY: tokens that exist, and the masks leave out rows that do not.
                 unsafe {
                     if !tile.first {
                         total = _mm512_add_ps(_mm512_maskz_loadu_ps(masks[half], to), total);
                     }
                     if !tile.bias.is_null() {
+                        let bias = _mm512_maskz_loadu_ps(masks[half], tile.bias.wrapping_add(at));
                         total = _mm512_add_ps(total, bias);
                     }
                     _mm512_mask_storeu_ps(to, masks[half], total);
