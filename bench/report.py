@@ -1,0 +1,115 @@
+"""Make the tables of README.md and bench/README.md from the JSON files in bench/results.
+
+    python bench/report.py [--check]
+
+The tables stand between `<!-- bench:begin ... -->` and `<!-- bench:end -->`. `--check` writes nothing and fails when
+one is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- bench:begin[^>]*-->\n).*?(<!-- bench:end -->)", re.DOTALL)
+
+
+def load() -> list[dict[str, Any]]:
+    """All end-to-end results, oldest name first."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob("cpu-*.json"))]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median [min max]."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f} {max(values):.{digits}f}]"
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """Median of the ratios taken repeat by repeat."""
+    return f"{statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}x"
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """One table row per engine."""
+    ours = result["samples"]["pyrite"]
+    table = []
+    for name, samples in result["samples"].items():
+        roofs = samples["bandwidth_gb_s"]
+        weight_gb = result["facts"]["bytes"] / 1e9
+        shares = [100 * speed * weight_gb / roof for speed, roof in zip(samples["decode"], roofs, strict=True)]
+        of_bandwidth = statistics.median(shares)
+        of_peak = 100 * statistics.median(samples["prefill"]) / 512 * result["prefill_flops"] / result["roof_flops"]
+        table.append(
+            [
+                f"{result['model']} {result['dtype']}",
+                name,
+                spread(samples["decode"], 1),
+                f"{of_bandwidth:.0f} %",
+                ratio(ours["decode"], samples["decode"]),
+                spread(samples["prefill"], 0),
+                f"{of_peak:.0f} %",
+                ratio(ours["prefill"], samples["prefill"]),
+            ]
+        )
+    return table
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The markdown that goes between the marks."""
+    if not results:
+        return ""
+    head = result_header(results[0])
+    columns = [
+        "model",
+        "engine",
+        "decode tok/s",
+        "of read bandwidth",
+        "pyrite is",
+        "prefill 512 tok/s",
+        "of arithmetic peak",
+        "pyrite is",
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for result in results:
+        lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
+    return f"{head}\n\n" + "\n".join(lines) + "\n"
+
+
+def result_header(result: dict[str, Any]) -> str:
+    """One sentence of where the numbers come from."""
+    head = result["header"]
+    libraries = ", ".join(f"{name} {number}" for name, number in head["libraries"].items())
+    return (
+        f"{head['cpu']}, {head['threads']} threads, {head['date']}, commit {head['commit']}, {libraries}. "
+        f"Roofs of the same run: {result['roof_bandwidth_gb_s']:.1f} GB/s read, "
+        f"{result['roof_flops'] / 1e9:.0f} GFLOP/s {result['roof_flops_kind']}. Random weights of the real shapes; "
+        "median [min max] over interleaved repeats; a ratio is the median of the repeats' ratios."
+    )
+
+
+def main() -> None:
+    """Rewrite the blocks, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    text = table(load())
+    stale = []
+    for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
+        old = path.read_text()
+        new = BLOCK.sub(lambda match: match[1] + text + match[2], old)
+        if new != old:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new)
+    if check and stale:
+        sys.exit(f"stale tables, run python bench/report.py: {', '.join(stale)}")
+
+
+if __name__ == "__main__":
+    main()
