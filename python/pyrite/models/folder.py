@@ -49,19 +49,26 @@ def _read_bytes(folder: Path, name: str, max_bytes: int) -> bytes:
     try:
         root, path = folder.resolve(strict=True), (folder / name).resolve(strict=True)
         roots = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
-        if not any(path.is_relative_to(allowed) for allowed in roots):
-            raise CheckpointError("leads outside the model folder", code="unsafe_path", field=name)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError, RuntimeError) as error:
+        inside = any(path.is_relative_to(allowed) for allowed in roots)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if inside else -1
+    except (OSError, ValueError, RuntimeError) as error:  # missing, unreadable, NUL in the name, a loop of links
         what = "not found" if isinstance(error, FileNotFoundError) else "cannot be opened"
-        raise CheckpointError(what, hint="a model folder holds config.json and safetensors files", field=name) from None
-    with os.fdopen(descriptor, "rb") as file:
+        hint = "a model folder holds config.json and safetensors files"
+        raise CheckpointError(what, hint=hint, field=name) from None
+    if descriptor < 0:
+        raise CheckpointError("leads outside the model folder", code="unsafe_path", field=name)
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError("not a regular file", field=name)
         if status.st_size > max_bytes:
             raise CheckpointError("too large", got=status.st_size, expected=f"at most {max_bytes} bytes", field=name)
-        return file.read(max_bytes)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    except OSError:
+        raise CheckpointError("cannot be read", field=name) from None
+    finally:
+        os.close(descriptor)
 
 
 class _DuplicateKey(ValueError):

@@ -253,8 +253,14 @@ class Program:
     slots: tuple[Slot, ...] = ()
 
     def to_json(self) -> str:
-        """The form handed to the Rust executor: plain objects, each op tagged with its `op` name."""
+        """The form handed to the Rust executor: plain objects, each op tagged with its `op` name.
+
+        `source_rows` stays behind: `weights/mapping.py` has checked them, and the checkpoint's headers say them again.
+        """
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["parameters"] = [
+            {k: v for k, v in p.items() if k != "source_rows"} for p in map(dataclasses.asdict, self.parameters)
+        ]
         data["ops"] = [{"op": op.op, **dataclasses.asdict(op)} for op in self.ops]
         return json.dumps(data, default=dataclasses.asdict)
 
