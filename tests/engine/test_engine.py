@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -178,7 +179,7 @@ def test_stream_is_cumulative_and_its_deltas_add_up(rig):
     final = engine.one("stream", temperature=0.0, max_tokens=30, ignore_eos=True)
     assert "".join(o.outputs[0].delta for o in seen) == final.outputs[0].text == seen[-1].outputs[0].text
     assert [o.finished for o in seen] == [False] * (len(seen) - 1) + [True]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         ids = before.outputs[0].token_ids
         assert after.outputs[0].token_ids[: len(ids)] == ids
 
@@ -287,7 +288,7 @@ def test_detokenizer_fault_ends_that_request_alone(rig):
     made = iter([Broken()])
     engine.engine._worker._vocabulary.detokenizer = lambda: next(made, None) or original()
     outputs = engine.generate(["a", "b"], GREEDY)
-    assert [o.outputs[0].finish_reason for o in outputs][0] == "error"
+    assert outputs[0].outputs[0].finish_reason == "error"
     assert outputs[1].outputs[0].finish_reason in ("stop", "length")
 
 

@@ -85,7 +85,6 @@ class CompletionState:
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self.epoch: int | None = None
-        self.preemptions = 0
         self.num_cached_tokens = 0
         self._detokenizer = vocabulary.detokenizer()
         self._matcher = _core.StopMatcher(params.stop_strings) if params.stop_strings else None
@@ -101,10 +100,13 @@ class CompletionState:
         return self.finish_reason is not None
 
     def scheduled(self, epoch: int) -> None:
-        """Note a step that works on this sequence; a new epoch means that it was preempted before."""
-        if self.epoch is not None and epoch != self.epoch:
-            self.preemptions += 1
+        """Note a step that works on this sequence; its epoch counts how often it was preempted before."""
         self.epoch = epoch
+
+    @property
+    def preemptions(self) -> int:
+        """How often it lost its KV blocks and was computed again."""
+        return self.epoch or 0
 
     def append(self, sample: _core.Sample, ended: str | None) -> None:
         """Take a drawn token.

@@ -1,0 +1,76 @@
+"""Puts an engine together: the backend with its weights, the scheduler with its blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyrite import _core
+from pyrite.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from pyrite.engine.sequence import Vocabulary
+    from pyrite.memory import MemoryPlan
+    from pyrite.settings import EngineConfig, Environment
+    from pyrite.source import OpenModel
+
+
+def machine() -> dict[str, object]:
+    """Version of pyrite and what it sees of the processor: `isa`, `isa_levels`, `physical_cores`."""
+    return {"pyrite": _core.__version__, **_core.cpu_info()}
+
+
+def default_num_threads() -> int:
+    """Physical cores within this process's affinity and cgroup quota."""
+    cores = _core.cpu_info()["physical_cores"]
+    return cores if isinstance(cores, int) else 1
+
+
+def build_engine(
+    model: OpenModel,
+    config: EngineConfig,
+    environment: Environment,
+    plan: MemoryPlan,
+    *,
+    vocabulary: Vocabulary | None,
+    vocab_limit: int,
+    progress: Callable[[int, int], None] | None,
+) -> Engine:
+    """Load the weights and return an idle engine.
+
+    Args:
+        plan: the sizes of everything.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        CheckpointError, CapacityError, ConfigError: the weights cannot be loaded.
+    """
+    from pyrite.backends.cpu import CpuBackend
+
+    num_blocks = [group.num_blocks for group in plan.kv_groups]
+    scheduler = _core.Scheduler(
+        groups=[(group.window, group.num_blocks) for group in plan.kv_groups],
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_logit_rows=config.max_logit_rows,
+        max_model_len=plan.max_model_len,
+        enable_prefix_caching=config.enable_prefix_caching,
+        hash_key=int.from_bytes(os.urandom(8), "little"),
+    )
+    backend = CpuBackend(
+        model.program,
+        model.weights.source,  # type: ignore[arg-type]
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_tokens=config.max_num_batched_tokens,
+        max_rows=config.max_logit_rows,
+        max_seqs=config.max_num_seqs,
+        kv_dtype=plan.kv_cache_dtype,
+        weight_dtype=None if config.dtype == "auto" else config.dtype,
+        num_threads=config.num_threads or environment.num_threads or default_num_threads(),
+        isa=environment.cpu_isa,
+        progress=progress,
+    )
+    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
