@@ -2,6 +2,7 @@
 //!
 //! The small ops work on one row, so that an executor can run a chain of them over a row while it is in the cache.
 
+pub mod attention;
 pub mod elementwise;
 pub(crate) mod lanes;
 pub mod linear;

@@ -1,0 +1,132 @@
+//! The AVX-512 level (F, BW, VL, DQ): one zmm register per vector.
+
+use std::arch::x86_64::*;
+
+use super::kernels;
+use super::simd::{Element, PvArgs, QkArgs, Simd, Widen};
+use crate::math;
+
+/// See [`Simd`].
+pub(super) struct Avx512;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const TILE_ROWS: usize = 12;
+    const KEY_VECTORS: usize = 2;
+    const ACCUMULATORS: usize = 24;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: the caller's duty.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> __m512 {
+        // SAFETY: the caller's duty.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> __m512 {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: __m512) {
+        // SAFETY: the caller's duty.
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u8, x: __m512) {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            _mm256_storeu_si256(to.cast(), half);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u8, x: __m512) {
+        // Not vcvtneps2bf16: it flushes subnormal numbers.
+        // SAFETY: the caller's duty.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let top = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
+            let round = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let rounded = _mm512_srli_epi32::<16>(round);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let quiet = _mm512_or_si512(top, _mm512_set1_epi32(0x40));
+            let out = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(out));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_add_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn sub(x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_sub_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn mul(x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_mul_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn div(x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_div_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn max(x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_max_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn fma(x: __m512, y: __m512, z: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_fmadd_ps(x, y, z) }
+    }
+    #[inline(always)]
+    unsafe fn exp(x: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { math::exp_avx512(x) }
+    }
+    #[inline(always)]
+    unsafe fn select(mask: u16, x: __m512, y: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_mask_blend_ps(mask, y, x) }
+    }
+    #[inline(always)]
+    unsafe fn sum(x: __m512) -> f32 {
+        // SAFETY: the level is the caller's duty.
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn maximum(x: __m512) -> f32 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    super::levels::level_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+}

@@ -1,0 +1,216 @@
+//! The bytes of one KV group, and the two operations that write them.
+//!
+//! Layout: `[layer, block, kv head]`, and for each of those the keys transposed, `[head_dim, block_size]`, followed
+//! by the values as rows, `[block_size, head_dim]`. A lane of a key vector is a token, so a score is one chain of
+//! multiply-adds over ascending d with no horizontal sum.
+
+use super::simd::{self, Element};
+use crate::error::CpuError;
+use crate::isa::Isa;
+use crate::pool::Worker;
+use crate::tensor::{AlignedBytes, DType, Rows};
+
+/// Tokens that one worker stores together.
+const STORE_TOKENS: usize = 16;
+
+/// Keys and values of every layer of one KV group, in blocks.
+///
+/// Workers of one pool write it inside a step ([`kv_store`], [`copy_blocks`]) and read it after the barrier that
+/// ends those calls; a pool of blocks belongs to one executor and must not be used by two steps at once.
+pub struct KvPool {
+    bytes: AlignedBytes,
+    num_layers: usize,
+    num_blocks: usize,
+    block_size: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    dtype: DType,
+}
+
+/// Where the keys and the values of one (layer, block, kv head) begin.
+#[derive(Clone, Copy)]
+pub(super) struct BlockHead {
+    /// `[head_dim, block_size]` keys.
+    pub(super) keys: *mut u8,
+    /// `[block_size, head_dim]` values.
+    pub(super) values: *mut u8,
+}
+
+impl KvPool {
+    /// Allocate zeroed blocks.
+    ///
+    /// # Errors
+    /// [`CpuError::OutOfMemory`] when the system has no such memory.
+    ///
+    /// # Panics
+    /// When `block_size` is not a multiple of 16 that divides 256, or a size is zero.
+    pub fn zeroed(
+        num_layers: usize,
+        num_blocks: usize,
+        block_size: usize,
+        num_kv_heads: usize,
+        head_dim: usize,
+        dtype: DType,
+    ) -> Result<Self, CpuError> {
+        assert!(
+            block_size.is_multiple_of(16) && block_size > 0 && 256usize.is_multiple_of(block_size),
+            "block_size: got {block_size}, expected a multiple of 16 that divides 256"
+        );
+        assert!(num_kv_heads > 0 && head_dim > 0, "a cache without heads");
+        let payload = [num_layers, num_blocks, 2 * block_size, num_kv_heads, head_dim, dtype.size()]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .and_then(|bytes| bytes.checked_add(simd::OVERREAD_BYTES))
+            .ok_or(CpuError::OutOfMemory { needed_bytes: usize::MAX })?;
+        let bytes = AlignedBytes::zeroed(payload)?;
+        Ok(Self { bytes, num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype })
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Layers of the group.
+    pub fn num_layers(&self) -> usize {
+        self.num_layers
+    }
+
+    /// Blocks in every layer.
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Tokens of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Heads of keys and values.
+    pub fn num_kv_heads(&self) -> usize {
+        self.num_kv_heads
+    }
+
+    /// Elements of a key or a value.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Type of the stored elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of all heads of one block in one layer.
+    fn block_bytes(&self) -> usize {
+        2 * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.size()
+    }
+
+    /// Address of a block's keys and values of one head.
+    pub(super) fn at(&self, layer: usize, block: usize, kv_head: usize) -> BlockHead {
+        assert!(
+            layer < self.num_layers && block < self.num_blocks && kv_head < self.num_kv_heads,
+            "block {block} of layer {layer}, head {kv_head}: outside the pool"
+        );
+        let half = self.block_size * self.head_dim * self.dtype.size();
+        let offset = (layer * self.num_blocks + block) * self.block_bytes() + 2 * half * kv_head;
+        // SAFETY: in range by the assertion and the size allocated in `zeroed`.
+        unsafe {
+            let keys = self.bytes.as_ptr().add(offset);
+            BlockHead { keys, values: keys.add(half) }
+        }
+    }
+}
+
+/// Copy whole blocks in all layers: `(source, destination)`. No destination may be another pair's source.
+///
+/// Every worker calls it; ends in a barrier.
+pub fn copy_blocks(worker: &Worker<'_>, pool: &KvPool, copies: &[(i32, i32)]) {
+    worker.share(copies.len() * pool.num_layers, |item| {
+        let (source, destination) = copies[item / pool.num_layers];
+        let layer = item % pool.num_layers;
+        let from = pool.at(layer, index(source), 0).keys;
+        let to = pool.at(layer, index(destination), 0).keys;
+        // SAFETY: both are whole blocks inside the pool; each destination belongs to one item only, and by
+        // contract no destination is read by another item.
+        unsafe { std::ptr::copy(from, to, pool.block_bytes()) };
+    });
+}
+
+/// Store the keys and values of the step's tokens, rounded to nearest even to the pool's type.
+///
+/// `k`, `v`: `[T, num_kv_heads * head_dim]`; `slot_mapping`: `[T]` block * block_size + offset, each slot at most
+/// once, -1 stores nothing. Every worker calls it; ends in a barrier.
+///
+/// # Panics
+/// When the shapes disagree, a slot lies outside the pool, or this processor lacks `isa`.
+pub fn kv_store(
+    worker: &Worker<'_>,
+    isa: Isa,
+    pool: &KvPool,
+    layer: usize,
+    k: Rows<'_>,
+    v: Rows<'_>,
+    slot_mapping: &[i32],
+) {
+    let width = pool.num_kv_heads * pool.head_dim;
+    assert!(isa.is_supported(), "this processor has no {isa}");
+    assert!(k.width() == width && v.width() == width, "k or v has the wrong width, expected {width}");
+    assert!(k.rows() == slot_mapping.len() && v.rows() == slot_mapping.len(), "one slot per token");
+    let chunks = slot_mapping.len().div_ceil(STORE_TOKENS);
+    worker.share(chunks * pool.num_kv_heads, |item| {
+        let (kv_head, first) = (item % pool.num_kv_heads, item / pool.num_kv_heads * STORE_TOKENS);
+        let columns = kv_head * pool.head_dim..(kv_head + 1) * pool.head_dim;
+        for (token, slot) in slot_mapping.iter().enumerate().skip(first).take(STORE_TOKENS) {
+            let Ok(slot) = usize::try_from(*slot) else { continue };
+            let at = pool.at(layer, slot / pool.block_size, kv_head);
+            let offset = slot % pool.block_size;
+            let (k, v) = (&k.row(token)[columns.clone()], &v.row(token)[columns.clone()]);
+            // SAFETY: the offset lies in the block; the slot is this item's alone; `isa` is supported.
+            unsafe { store_token(isa, pool, at, offset, k, v) };
+        }
+    });
+}
+
+/// Store one token's key and value of one head.
+///
+/// # Safety
+/// `offset` must lie inside the block, nobody else may touch the token's slot, and `isa` must be supported.
+unsafe fn store_token(isa: Isa, pool: &KvPool, at: BlockHead, offset: usize, k: &[f32], v: &[f32]) {
+    let (size, dim) = (pool.dtype.size(), pool.head_dim);
+    // SAFETY: all addresses are of the token's slot in this block and head.
+    unsafe {
+        let values = std::slice::from_raw_parts_mut(at.values.add(offset * dim * size), dim * size);
+        simd::narrow(isa, pool.dtype, v, values);
+        let mut piece = [0u8; 16 * 4];
+        for (begin, k) in (0..).step_by(16).zip(k.chunks(16)) {
+            simd::narrow(isa, pool.dtype, k, &mut piece);
+            let key = at.keys.add((begin * pool.block_size + offset) * size);
+            match pool.dtype {
+                DType::F32 => scatter::<simd::F32>(&piece, k.len(), key, pool.block_size),
+                DType::F16 => scatter::<simd::F16>(&piece, k.len(), key, pool.block_size),
+                DType::Bf16 => scatter::<simd::Bf16>(&piece, k.len(), key, pool.block_size),
+            }
+        }
+    }
+}
+
+/// Spread `count` packed elements to `to`, `stride` elements apart.
+///
+/// # Safety
+/// All `count` destinations must be good for writes.
+unsafe fn scatter<E: Element>(packed: &[u8; 64], count: usize, to: *mut u8, stride: usize) {
+    for index in 0..count {
+        // SAFETY: the caller's duty; elements have an alignment of at most their size, unaligned is allowed.
+        unsafe {
+            let value = packed.as_ptr().cast::<E::Raw>().add(index).read_unaligned();
+            to.cast::<E::Raw>().add(index * stride).write_unaligned(value);
+        }
+    }
+}
+
+/// A block id that must exist.
+fn index(block: i32) -> usize {
+    assert!(block >= 0, "block {block} does not exist");
+    block as usize
+}

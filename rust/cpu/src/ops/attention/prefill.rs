@@ -1,0 +1,173 @@
+//! The form for many query rows: a span of tokens of one kv head per unit. Keys and values of a split are widened to
+//! f32 panels once and used by all tiles of the span; running results stay in the worker's scratch.
+
+use std::ptr::null;
+
+use super::SPLIT;
+use super::decode::{clip, split_keys};
+use super::plan::Segment;
+use super::problem::{Problem, Sequence};
+use super::scalar::rescale;
+use super::scratch::{Own, padded, value_stride};
+use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd, Widen};
+use super::tile::{Keys, Tile, attend, locate, pack_queries, tile_rows};
+
+/// Rows `first..first + rows` (token times head) of a sequence and kv head.
+struct Span<'a> {
+    sequence: &'a Sequence,
+    kv_head: usize,
+    first: usize,
+    rows: usize,
+}
+
+/// Compute unit `item` of a segment.
+///
+/// # Safety
+/// The processor must have the level; `own` must be this worker's; the unit must be this worker's alone.
+pub(super) unsafe fn unit<S: Simd, E: Element>(
+    problem: &Problem<'_>,
+    own: &Own,
+    segment: &Segment,
+    item: usize,
+) {
+    let sequence = problem.sequence(segment.sequence);
+    let (kv_head, index) = (item / segment.per_head, item % segment.per_head);
+    let tokens = problem.span_tokens();
+    let (begin, end) = (index * tokens, sequence.tokens.min((index + 1) * tokens));
+    let span = Span {
+        sequence: &sequence,
+        kv_head,
+        first: begin * problem.group_size,
+        rows: (end - begin) * problem.group_size,
+    };
+    let positions = (sequence.first_position() + begin, sequence.first_position() + end - 1);
+    let dim = padded(problem.head_dim());
+    // SAFETY: the caller's duties; the scratch holds a span and a split.
+    unsafe {
+        each_tile::<S>(span.rows, |row, rows| {
+            let to = own.queries.add(row * problem.head_dim());
+            pack_queries(problem, &sequence, kv_head, span.first + row, rows, to);
+        });
+        let splits = problem.keys_of(positions.0).0 / problem.split..=positions.1 / problem.split;
+        for split in splits {
+            let (cached, range) = split_keys::<S>(problem, &sequence, kv_head, split, positions);
+            let keys = widen::<S, E>(problem, own, &cached, range);
+            each_tile::<S>(span.rows, |row, rows| one_tile::<S>(problem, own, &span, &keys, row, rows));
+        }
+        for row in 0..span.rows {
+            let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);
+            let [_, l] = own.sums.add(2 * row).cast::<[f32; 2]>().read();
+            S::divide(own.run.add(row * dim), l, problem.result(token, head));
+        }
+    }
+}
+
+fn each_tile<S: Simd>(rows: usize, mut work: impl FnMut(usize, usize)) {
+    let mut row = 0;
+    while row < rows {
+        let count = tile_rows::<S>(rows - row);
+        work(row, count);
+        row += count;
+    }
+}
+
+/// One tile against one widened split, folded into the running results.
+unsafe fn one_tile<S: Simd>(
+    problem: &Problem<'_>,
+    own: &Own,
+    span: &Span<'_>,
+    keys: &Keys,
+    row: usize,
+    rows: usize,
+) {
+    let dim = padded(problem.head_dim());
+    let mut ranges = [(keys.start, keys.start); MAX_TILE_ROWS];
+    let mut begins = [false; MAX_TILE_ROWS];
+    for index in 0..rows {
+        let (_, position, _) = locate(problem, span.sequence, span.kv_head, span.first + row + index);
+        ranges[index] = clip(problem, position, keys.start);
+        begins[index] = problem.keys_of(position).0 >= keys.start;
+    }
+    // The first split of all rows is their running result; no copy needed.
+    let direct = begins[..rows].iter().zip(&ranges).all(|(begins, range)| *begins && range.0 < range.1);
+    // SAFETY: the caller's duty.
+    unsafe {
+        let run = own.run.add(row * dim);
+        let mut tile = Tile {
+            rows,
+            ranges,
+            queries: own.queries.add(row * problem.head_dim()),
+            scores: own.scores,
+            out: if direct { run } else { own.part },
+            out_stride: dim,
+            sums: [(0.0, 0.0); MAX_TILE_ROWS],
+        };
+        attend::<S, Panel>(problem.head_dim(), problem.scale, keys, &mut tile);
+        for index in 0..rows {
+            if ranges[index].0 >= ranges[index].1 {
+                continue;
+            }
+            let (m_split, l_split) = tile.sums[index];
+            let sums = own.sums.add(2 * (row + index)).cast::<[f32; 2]>();
+            let (run, part) = (run.add(index * dim), own.part.add(index * dim));
+            if direct || begins[index] {
+                sums.write([m_split, l_split]);
+                if !direct {
+                    run.copy_from_nonoverlapping(part, dim);
+                }
+            } else {
+                let [m, l] = sums.read();
+                let (keep, add, top) = rescale(m, m_split);
+                sums.write([top, l_split.mul_add(add, l * keep)]);
+                S::scale_add(run, keep, part, add, dim / LANES);
+            }
+        }
+    }
+}
+
+/// Widen keys and values `begin..end` of a split to the worker's panels.
+unsafe fn widen<S: Simd, E: Element>(
+    problem: &Problem<'_>,
+    own: &Own,
+    cached: &Keys,
+    (begin, end): (usize, usize),
+) -> Keys {
+    let (head_dim, start) = (problem.head_dim(), cached.start);
+    let group = S::KEY_VECTORS * LANES;
+    let mut at = [(null(), null()); SPLIT / LANES];
+    at[0] = (own.keys.cast_const().cast(), own.values.cast_const().cast());
+    let keys = Keys {
+        start,
+        first: start,
+        len: problem.split,
+        pieces: 1,
+        at,
+        vectors: S::KEY_VECTORS,
+        group_step: group * head_dim,
+        k_stride: group,
+        v_stride: value_stride(head_dim),
+        ahead: null(),
+    };
+    let k_shape = Widen { vectors: cached.vectors, from_stride: cached.k_stride, to_stride: group };
+    let v_shape =
+        Widen { vectors: padded(head_dim) / LANES, from_stride: cached.v_stride, to_stride: keys.v_stride };
+    let step = cached.vectors * LANES;
+    let mut position = begin - (begin - start) % step;
+    while position < end {
+        let (piece, offset) =
+            ((position - cached.first) / cached.len, (position - cached.first) % cached.len);
+        let place = position - start;
+        let (low, high) = (position.max(begin), (position + step).min(end));
+        // SAFETY: the caller's duty: the pieces hold the visible keys, the panels a split.
+        unsafe {
+            let from = cached.at[piece].0.add(offset * E::BYTES);
+            let to = own.keys.add(place / group * keys.group_step + place % group);
+            S::widen::<E>(from, to, head_dim, k_shape);
+            let skipped = low - position;
+            let from = cached.at[piece].1.add((offset + skipped) * cached.v_stride * E::BYTES);
+            S::widen::<E>(from, own.values.add((place + skipped) * keys.v_stride), high - low, v_shape);
+        }
+        position += step;
+    }
+    keys
+}

@@ -1,0 +1,208 @@
+//! What the kernels ask of a vector unit: sixteen f32 lanes at a time, and the element types of the cache.
+//!
+//! A level implements [`Simd`] with one zmm or two ymm registers; the loops in [`kernels`](super::kernels) are
+//! written once on top, so that every level performs the same operations in the same order.
+
+use crate::isa::Isa;
+use crate::tensor::DType;
+
+/// Lanes of a vector.
+pub(super) const LANES: usize = 16;
+/// A value row may be read up to this many bytes past its end (the lanes are discarded).
+pub(super) const OVERREAD_BYTES: usize = 64;
+/// Most rows that a tile has on any level.
+pub(super) const MAX_TILE_ROWS: usize = 12;
+
+/// Arguments of [`Simd::qk`]: scores of R query rows against one group of keys.
+#[derive(Clone, Copy)]
+pub(super) struct QkArgs {
+    /// `[dim, R]` packed queries.
+    pub(super) q: *const f32,
+    pub(super) dim: usize,
+    /// First key of the group in the `[dim, k_stride]` keys.
+    pub(super) keys: *const u8,
+    pub(super) k_stride: usize,
+    /// What to prefetch, walked in step with `keys`.
+    pub(super) ahead: *const u8,
+    /// `[R]` rows of scores, `SCORE_STRIDE` apart.
+    pub(super) scores: *mut f32,
+}
+
+/// Arguments of [`Simd::pv`]: add probabilities times values to R rows of N vectors.
+#[derive(Clone, Copy)]
+pub(super) struct PvArgs {
+    /// `[R]` rows of probabilities, `SCORE_STRIDE` apart, at the first key.
+    pub(super) p: *const f32,
+    pub(super) count: usize,
+    /// First value, `v_stride` elements from one to the next.
+    pub(super) values: *const u8,
+    pub(super) v_stride: usize,
+    /// What to prefetch, walked in step with `values`.
+    pub(super) ahead: *const u8,
+    /// `[R]` rows to add to, `out_stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+}
+
+/// An instruction level.
+///
+/// # Safety
+/// Every function needs a processor that has the level, and pointers that are good for what its name says:
+/// sixteen elements of `load` and `store`, and the shapes of [`QkArgs`] and [`PvArgs`].
+pub(super) trait Simd: 'static {
+    /// Sixteen f32.
+    type V: Copy;
+    /// Rows of a full tile.
+    const TILE_ROWS: usize;
+    /// Vectors of keys that a full tile covers.
+    const KEY_VECTORS: usize;
+    /// Accumulators that fit the register file.
+    const ACCUMULATORS: usize;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn load_f16(from: *const u8) -> Self::V;
+    unsafe fn load_bf16(from: *const u8) -> Self::V;
+    unsafe fn store(to: *mut f32, x: Self::V);
+    unsafe fn store_f16(to: *mut u8, x: Self::V);
+    unsafe fn store_bf16(to: *mut u8, x: Self::V);
+    unsafe fn add(x: Self::V, y: Self::V) -> Self::V;
+    unsafe fn sub(x: Self::V, y: Self::V) -> Self::V;
+    unsafe fn mul(x: Self::V, y: Self::V) -> Self::V;
+    unsafe fn div(x: Self::V, y: Self::V) -> Self::V;
+    unsafe fn max(x: Self::V, y: Self::V) -> Self::V;
+    /// `x * y + z`, rounded once.
+    unsafe fn fma(x: Self::V, y: Self::V, z: Self::V) -> Self::V;
+    unsafe fn exp(x: Self::V) -> Self::V;
+    /// Lanes of `x` whose bit is set in `mask`, the others from `y`.
+    unsafe fn select(mask: u16, x: Self::V, y: Self::V) -> Self::V;
+    /// Lanes i and i + 8, then + 4, + 2, + 1.
+    unsafe fn sum(x: Self::V) -> f32;
+    unsafe fn maximum(x: Self::V) -> f32;
+    unsafe fn prefetch(at: *const u8);
+
+    // The loops of `kernels`, compiled for this level.
+    unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs);
+    unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs);
+    unsafe fn softmax(scores: *mut f32, begin: usize, end: usize, scale: f32) -> (f32, f32);
+    unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize);
+    unsafe fn divide(x: *const f32, by: f32, out: &mut [f32]);
+    unsafe fn widen<E: Element>(from: *const u8, to: *mut f32, rows: usize, shape: Widen);
+    unsafe fn narrow<E: Element>(from: &[f32], to: &mut [u8]);
+}
+
+/// How [`Simd::widen`] walks: `vectors` vectors of each row, rows `from_stride` and `to_stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Widen {
+    pub(super) vectors: usize,
+    pub(super) from_stride: usize,
+    pub(super) to_stride: usize,
+}
+
+/// A type of element in memory.
+///
+/// # Safety
+/// As [`Simd`]; sixteen elements at the address.
+pub(super) trait Element: 'static {
+    /// Plain bits of one element.
+    type Raw: Copy;
+    /// Bytes of one element.
+    const BYTES: usize = size_of::<Self::Raw>();
+    /// Whether the kernels prefetch: memory yes, panels in the cache no.
+    const PREFETCH: bool = true;
+
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V;
+    unsafe fn store<S: Simd>(to: *mut u8, x: S::V);
+}
+
+/// f32 in the KV cache.
+pub(super) struct F32;
+/// IEEE half in the KV cache.
+pub(super) struct F16;
+/// bfloat16 in the KV cache.
+pub(super) struct Bf16;
+/// f32 in a worker's panel.
+pub(super) struct Panel;
+
+impl Element for F32 {
+    type Raw = u32;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        // SAFETY: the caller's duty.
+        unsafe { S::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut u8, x: S::V) {
+        // SAFETY: the caller's duty.
+        unsafe { S::store(to.cast(), x) }
+    }
+}
+
+impl Element for Panel {
+    type Raw = u32;
+    const PREFETCH: bool = false;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        // SAFETY: the caller's duty.
+        unsafe { S::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut u8, x: S::V) {
+        // SAFETY: the caller's duty.
+        unsafe { S::store(to.cast(), x) }
+    }
+}
+
+impl Element for F16 {
+    type Raw = u16;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        // SAFETY: the caller's duty.
+        unsafe { S::load_f16(from) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut u8, x: S::V) {
+        // SAFETY: the caller's duty.
+        unsafe { S::store_f16(to, x) }
+    }
+}
+
+impl Element for Bf16 {
+    type Raw = u16;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
+        // SAFETY: the caller's duty.
+        unsafe { S::load_bf16(from) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut u8, x: S::V) {
+        // SAFETY: the caller's duty.
+        unsafe { S::store_bf16(to, x) }
+    }
+}
+
+/// Round `from` to `dtype` into the first bytes of `to`.
+///
+/// # Safety
+/// The processor must have `isa`.
+pub(super) unsafe fn narrow(isa: Isa, dtype: DType, from: &[f32], to: &mut [u8]) {
+    assert!(to.len() >= from.len() * dtype.size(), "no room for {} elements", from.len());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the level is the caller's duty; the room was checked above.
+    unsafe {
+        use super::{avx2::Avx2, avx512::Avx512};
+        match (isa, dtype) {
+            (Isa::Scalar, _) => {}
+            (Isa::Avx2, DType::F32) => return Avx2::narrow::<F32>(from, to),
+            (Isa::Avx2, DType::F16) => return Avx2::narrow::<F16>(from, to),
+            (Isa::Avx2, DType::Bf16) => return Avx2::narrow::<Bf16>(from, to),
+            (_, DType::F32) => return Avx512::narrow::<F32>(from, to),
+            (_, DType::F16) => return Avx512::narrow::<F16>(from, to),
+            (_, DType::Bf16) => return Avx512::narrow::<Bf16>(from, to),
+        }
+    }
+    let _ = isa;
+    for (index, value) in from.iter().enumerate() {
+        dtype.set(to, index, *value);
+    }
+}

@@ -1,0 +1,260 @@
+//! A few query rows against one split of keys and values, wherever these lie.
+
+use super::SPLIT;
+use super::kernels::SCORE_STRIDE;
+use super::problem::{Problem, Sequence};
+use super::scratch::padded;
+use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
+
+/// The keys of one split, in pieces: blocks of the cache, or one widened panel.
+pub(super) struct Keys {
+    /// First position of the split.
+    pub(super) start: usize,
+    /// Position of the first key of piece 0.
+    pub(super) first: usize,
+    /// Keys of a piece.
+    pub(super) len: usize,
+    /// Pieces filled.
+    pub(super) pieces: usize,
+    /// Addresses of the pieces' keys and values.
+    pub(super) at: [(*const u8, *const u8); SPLIT / LANES],
+    /// Vectors of a group of keys that is scored together.
+    pub(super) vectors: usize,
+    /// Elements from one group of a piece to the next.
+    pub(super) group_step: usize,
+    /// Elements from one d to the next.
+    pub(super) k_stride: usize,
+    /// Elements from one value to the next.
+    pub(super) v_stride: usize,
+    /// What will be read after the last value.
+    pub(super) ahead: *const u8,
+}
+
+impl Keys {
+    /// Address of the group of keys that begins at `position`, and of what follows it one piece later.
+    fn keys<E: Element>(&self, position: usize) -> (*const u8, *const u8) {
+        let (piece, offset) = ((position - self.first) / self.len, (position - self.first) % self.len);
+        let shift = offset / (self.vectors * LANES) * self.group_step * E::BYTES;
+        let next = if piece + 1 < self.pieces { self.at[piece + 1].0 } else { self.at[0].1 };
+        (self.at[piece].0.wrapping_add(shift), next.wrapping_add(shift))
+    }
+
+    /// Address of the value at `position`, of what follows it one piece later, and how many values follow here.
+    fn values<E: Element>(&self, position: usize) -> (*const u8, *const u8, usize) {
+        let (piece, offset) = ((position - self.first) / self.len, (position - self.first) % self.len);
+        let shift = offset * self.v_stride * E::BYTES;
+        let next = if piece + 1 < self.pieces { self.at[piece + 1].1 } else { self.ahead };
+        (self.at[piece].1.wrapping_add(shift), next.wrapping_add(shift), self.len - offset)
+    }
+}
+
+/// Query rows (a token and a head each) that go together; rows ascend in position.
+pub(super) struct Tile {
+    pub(super) rows: usize,
+    /// Keys of each row in the split, `begin..end`; equal where it sees none.
+    pub(super) ranges: [(usize, usize); MAX_TILE_ROWS],
+    /// `[head_dim, rows]` packed queries.
+    pub(super) queries: *const f32,
+    /// `[rows, SCORE_STRIDE]` scratch.
+    pub(super) scores: *mut f32,
+    /// `[rows, out_stride]` unscaled results o.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// (m, l) of each row that sees a key.
+    pub(super) sums: [(f32, f32); MAX_TILE_ROWS],
+}
+
+/// Call `$call` with the constant `$rows` equal to `$value`.
+macro_rules! with_rows {
+    ($value:expr, $rows:ident => $call:expr) => {
+        with_rows!(@ $value, $rows => $call, 1 2 3 4 5 6 7 8)
+    };
+    (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*) => {
+        match $value {
+            $($count => { const $rows: usize = $count; $call })*
+            _ => { const $rows: usize = MAX_TILE_ROWS; $call }
+        }
+    };
+}
+
+/// How many of `left` rows the next tile takes: a number that `with_rows` knows.
+pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
+    if left >= S::TILE_ROWS { S::TILE_ROWS } else { left.min(8) }
+}
+
+/// Scores, softmax and values of one tile and one split.
+///
+/// # Safety
+/// The processor must have the level; pointers must be good for the shapes; the pieces from the first to the last
+/// visible key must be filled.
+pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, keys: &Keys, tile: &mut Tile) {
+    let ranges = &tile.ranges[..tile.rows];
+    let Some(from) = ranges.iter().position(|range| range.0 < range.1) else { return };
+    let to = tile.rows - ranges.iter().rev().take_while(|range| range.0 >= range.1).count();
+    let (begin, end) = (ranges[from].0, ranges[to - 1].1);
+    let group = keys.vectors * LANES;
+    let mut position = begin - (begin - keys.start) % group;
+    while position < end {
+        let (at, ahead) = keys.keys::<E>(position);
+        let args = QkArgs {
+            q: tile.queries,
+            dim: head_dim,
+            keys: at,
+            k_stride: keys.k_stride,
+            ahead,
+            scores: tile.scores.wrapping_add(position - keys.start),
+        };
+        // SAFETY: the caller's duty.
+        unsafe {
+            if keys.vectors == 2 {
+                with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args));
+            } else {
+                with_rows!(tile.rows, R => S::qk::<E, R, 1>(&args));
+            }
+        }
+        position += group;
+    }
+    let dim = padded(head_dim);
+    for row in from..to {
+        let (first, last) = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
+        // SAFETY: the caller's duty.
+        unsafe {
+            tile.sums[row] = S::softmax(tile.scores.add(row * SCORE_STRIDE), first, last, scale);
+            std::slice::from_raw_parts_mut(tile.out.add(row * tile.out_stride), dim).fill(0.0);
+        }
+    }
+    // SAFETY: the caller's duty.
+    unsafe { add_values::<S, E>(dim, keys, tile, from..to) };
+}
+
+/// Keys that all rows see go through the tile; what only some see, before and after, row by row: a probability of
+/// zero times a value that a row must not see could still turn its result into NaN.
+unsafe fn add_values<S: Simd, E: Element>(
+    dim: usize,
+    keys: &Keys,
+    tile: &Tile,
+    rows: std::ops::Range<usize>,
+) {
+    let (low, high) = (tile.ranges[rows.end - 1].0, tile.ranges[rows.start].1);
+    // SAFETY: the caller's duty.
+    unsafe {
+        if rows.len() < tile.rows || low >= high {
+            for row in rows {
+                add_run::<S, E>(dim, keys, tile, row, 1, tile.ranges[row]);
+            }
+            return;
+        }
+        for row in rows.clone() {
+            add_run::<S, E>(dim, keys, tile, row, 1, (tile.ranges[row].0, low));
+        }
+        add_run::<S, E>(dim, keys, tile, 0, tile.rows, (low, high));
+        for row in rows {
+            add_run::<S, E>(dim, keys, tile, row, 1, (high, tile.ranges[row].1));
+        }
+    }
+}
+
+/// Add the values of keys `begin..end` to `count` rows from `row` on.
+unsafe fn add_run<S: Simd, E: Element>(
+    dim: usize,
+    keys: &Keys,
+    tile: &Tile,
+    row: usize,
+    count: usize,
+    (begin, end): (usize, usize),
+) {
+    let mut position = begin;
+    while position < end {
+        let (values, ahead, here) = keys.values::<E>(position);
+        let here = here.min(end - position);
+        let args = PvArgs {
+            p: tile.scores.wrapping_add(row * SCORE_STRIDE + position - keys.start),
+            count: here,
+            values,
+            v_stride: keys.v_stride,
+            ahead,
+            out: tile.out.wrapping_add(row * tile.out_stride),
+            out_stride: tile.out_stride,
+        };
+        // SAFETY: the caller's duty.
+        unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES)) };
+        position += here;
+    }
+}
+
+/// All vectors of a value, as many at once as the accumulators allow.
+unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize) {
+    let most = S::ACCUMULATORS / R;
+    let mut done = 0;
+    while done < vectors {
+        let (left, bytes) = (vectors - done, done * LANES * E::BYTES);
+        let args = PvArgs {
+            values: args.values.wrapping_add(bytes),
+            ahead: args.ahead.wrapping_add(bytes),
+            out: args.out.wrapping_add(done * LANES),
+            ..args
+        };
+        // SAFETY: the caller's duty.
+        done += unsafe {
+            if most >= 8 && left >= 8 {
+                S::pv::<E, R, 8>(&args);
+                8
+            } else if most >= 4 && left >= 4 {
+                S::pv::<E, R, 4>(&args);
+                4
+            } else if most >= 2 && left >= 2 {
+                S::pv::<E, R, 2>(&args);
+                2
+            } else {
+                S::pv::<E, R, 1>(&args);
+                1
+            }
+        };
+    }
+}
+
+/// Row `row` of a sequence's rows for one kv head: its index in the step, its position, its query head.
+pub(super) fn locate(
+    problem: &Problem<'_>,
+    sequence: &Sequence,
+    kv_head: usize,
+    row: usize,
+) -> (usize, usize, usize) {
+    let (token, member) = (row / problem.group_size, row % problem.group_size);
+    (sequence.first_row + token, sequence.first_position() + token, kv_head * problem.group_size + member)
+}
+
+/// Copy `rows` queries from `first` on to `to` as `[head_dim, rows]`.
+///
+/// # Safety
+/// `to` must hold `rows * head_dim` elements.
+pub(super) unsafe fn pack_queries(
+    problem: &Problem<'_>,
+    sequence: &Sequence,
+    kv_head: usize,
+    first: usize,
+    rows: usize,
+    to: *mut f32,
+) {
+    let query = |row: usize| {
+        let (row, _, head) = locate(problem, sequence, kv_head, first + row);
+        problem.query(row, head)
+    };
+    let mut row = 0;
+    while row < rows {
+        if row + 4 <= rows {
+            let four = query(row).iter().zip(query(row + 1)).zip(query(row + 2)).zip(query(row + 3));
+            for (d, (((a, b), c), e)) in four.enumerate() {
+                // SAFETY: four rows fit; the caller's duty.
+                unsafe { to.add(d * rows + row).cast::<[f32; 4]>().write_unaligned([*a, *b, *c, *e]) };
+            }
+            row += 4;
+        } else {
+            for (d, q) in query(row).iter().enumerate() {
+                // SAFETY: the caller's duty.
+                unsafe { *to.add(d * rows + row) = *q };
+            }
+            row += 1;
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! Attention and the KV cache: closeness to the exact result, and equal bits however the work is cut.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use pyrite_cpu::isa::Isa;
+use pyrite_cpu::ops::attention::{
+    AttentionArgs, AttentionScratch, AttentionScratchSpec, KvPool, attention_with_split, copy_blocks,
+    kv_store,
+};
+use pyrite_cpu::pool::Pool;
+use pyrite_cpu::step::{GroupView, StepView};
+use pyrite_cpu::tensor::{DType, Rows, RowsMut};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: forwards to the system allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's duty.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's duty.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Small deterministic generator (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// Uniform in -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+    fn floats(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| scale * self.float()).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    window: Option<usize>,
+    dtype: DType,
+}
+
+impl Shape {
+    fn new(heads: usize, kv_heads: usize, dim: usize) -> Self {
+        Self { heads, kv_heads, dim, window: None, dtype: DType::F16 }
+    }
+    fn scale(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// Queries, keys and values of one sequence.
+struct Tokens {
+    len: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Tokens {
+    fn new(shape: &Shape, len: usize, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let (wide, narrow) = (len * shape.heads * shape.dim, len * shape.kv_heads * shape.dim);
+        Self {
+            len,
+            q: random.floats(wide, 3.0),
+            k: random.floats(narrow, 1.5),
+            v: random.floats(narrow, 1.0),
+        }
+    }
+}
+
+/// How a run is done; results may not depend on any of it (`split` excepted).
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    isa: Isa,
+    threads: usize,
+    block_size: usize,
+    split: usize,
+    seed: u64,
+}
+
+impl Way {
+    fn plain() -> Self {
+        Self { isa: Isa::Scalar, threads: 1, block_size: 32, split: 256, seed: 1 }
+    }
+}
+
+const LAYERS: usize = 2;
+
+/// An engine in small: pool, tables and scratch, run step by step.
+struct Rig<'a> {
+    shape: Shape,
+    way: Way,
+    sequences: Vec<&'a Tokens>,
+    workers: Pool,
+    pool: KvPool,
+    scratch: AttentionScratch,
+    tables: Vec<Vec<i32>>,
+    done: Vec<usize>,
+    out: Vec<Vec<f32>>,
+    allocations: usize,
+}
+
+impl<'a> Rig<'a> {
+    fn new(shape: Shape, way: Way, sequences: Vec<&'a Tokens>) -> Self {
+        let blocks_of = |tokens: &Tokens| tokens.len.div_ceil(way.block_size);
+        let used: usize = sequences.iter().map(|tokens| blocks_of(tokens)).sum();
+        let num_blocks = used + 3;
+        let mut free: Vec<i32> = (0..num_blocks as i32).collect();
+        let mut random = Random(way.seed);
+        for index in (1..free.len()).rev() {
+            free.swap(index, (random.next() % (index as u64 + 1)) as usize);
+        }
+        let tables = sequences.iter().map(|tokens| free.split_off(free.len() - blocks_of(tokens))).collect();
+        let longest = sequences.iter().map(|tokens| tokens.len).max().unwrap_or(1);
+        let spec = AttentionScratchSpec {
+            max_tokens: sequences.iter().map(|tokens| tokens.len).sum(),
+            max_seqs: sequences.len(),
+            max_len: longest * 256 / way.split + 256,
+            num_heads: shape.heads,
+            num_kv_heads: shape.kv_heads,
+            head_dim: shape.dim,
+            num_workers: way.threads,
+        };
+        let mut rig = Self {
+            shape,
+            way,
+            workers: Pool::new(way.threads).unwrap(),
+            pool: KvPool::zeroed(LAYERS, num_blocks, way.block_size, shape.kv_heads, shape.dim, shape.dtype)
+                .unwrap(),
+            scratch: AttentionScratch::new(spec).unwrap(),
+            tables,
+            done: vec![0; sequences.len()],
+            out: sequences.iter().map(|tokens| vec![f32::NAN; tokens.q.len()]).collect(),
+            sequences,
+            allocations: 0,
+        };
+        rig.poison(&(0..num_blocks as i32).collect::<Vec<_>>());
+        rig
+    }
+
+    /// Fill blocks with NaN.
+    fn poison(&mut self, blocks: &[i32]) {
+        let block_size = self.way.block_size as i32;
+        let slots: Vec<i32> =
+            blocks.iter().flat_map(|block| (0..block_size).map(move |at| block * block_size + at)).collect();
+        let width = self.shape.kv_heads * self.shape.dim;
+        let bad = vec![f32::NAN; slots.len() * width];
+        if slots.is_empty() {
+            return;
+        }
+        for layer in 0..LAYERS {
+            self.workers
+                .run(|worker| {
+                    let bad = Rows::new(&bad, width);
+                    kv_store(worker, self.way.isa, &self.pool, layer, bad, bad, &slots);
+                })
+                .unwrap();
+        }
+    }
+
+    /// Drop what the window leaves behind, as the engine does.
+    fn free_behind_window(&mut self) {
+        let Some(window) = self.shape.window else { return };
+        let mut freed = Vec::new();
+        for (table, done) in self.tables.iter_mut().zip(&self.done) {
+            let visible = (done + 1).saturating_sub(window);
+            for entry in &mut table[..visible / self.way.block_size] {
+                if *entry >= 0 {
+                    freed.push(std::mem::replace(entry, -1));
+                }
+            }
+        }
+        self.poison(&freed);
+    }
+
+    /// One step: (sequence, tokens) pairs.
+    fn step(&mut self, parts: &[(usize, usize)]) {
+        self.free_behind_window();
+        let (wide, narrow) = (self.shape.heads * self.shape.dim, self.shape.kv_heads * self.shape.dim);
+        let max_blocks = self.tables.iter().map(Vec::len).max().unwrap();
+        let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut starts, mut lens, mut slots, mut positions) = (vec![0], Vec::new(), Vec::new(), Vec::new());
+        let mut tables = Vec::new();
+        for &(index, count) in parts {
+            let (tokens, begin) = (self.sequences[index], self.done[index]);
+            let end = begin + count;
+            q.extend_from_slice(&tokens.q[begin * wide..end * wide]);
+            k.extend_from_slice(&tokens.k[begin * narrow..end * narrow]);
+            v.extend_from_slice(&tokens.v[begin * narrow..end * narrow]);
+            for position in begin..end {
+                let (block, offset) = (position / self.way.block_size, position % self.way.block_size);
+                slots.push(self.tables[index][block] * self.way.block_size as i32 + offset as i32);
+                positions.push(position as i32);
+            }
+            starts.push(positions.len() as i32);
+            lens.push(end as i32);
+            // Blocks that the sequence has not reached yet are not in its table.
+            let here = end.div_ceil(self.way.block_size);
+            tables.extend_from_slice(&self.tables[index][..here]);
+            tables.resize(lens.len() * max_blocks, -1);
+            self.done[index] = end;
+        }
+        let groups =
+            [GroupView { block_tables: &tables, max_blocks, slot_mapping: &slots, block_copies: &[] }];
+        let step = StepView {
+            token_ids: &[],
+            positions: &positions,
+            cu_seqlens_q: &starts,
+            seq_lens: &lens,
+            logit_rows: &[],
+            groups: &groups,
+        };
+        let mut out = vec![f32::NAN; q.len()];
+        let args = AttentionArgs {
+            pool: &self.pool,
+            layer: 1,
+            num_heads: self.shape.heads,
+            softmax_scale: self.shape.scale(),
+            window: self.shape.window,
+            step: &step,
+            group: &groups[0],
+        };
+        let rows = RowsMut::new(&mut out, wide);
+        let (way, scratch) = (self.way, &self.scratch);
+        let counted = std::sync::atomic::AtomicUsize::new(0);
+        self.workers
+            .run(|worker| {
+                let before = ALLOCATIONS.with(Cell::get);
+                let (k, v) = (Rows::new(&k, narrow), Rows::new(&v, narrow));
+                kv_store(worker, way.isa, args.pool, 1, k, v, &slots);
+                attention_with_split(worker, way.isa, &args, Rows::new(&q, wide), rows, scratch, way.split);
+                let made = ALLOCATIONS.with(Cell::get) - before;
+                counted.fetch_add(made, std::sync::atomic::Ordering::SeqCst);
+            })
+            .unwrap();
+        self.allocations += counted.into_inner();
+        for (part, &(index, count)) in parts.iter().enumerate() {
+            let (from, to) = (starts[part] as usize * wide, (self.done[index] - count) * wide);
+            self.out[index][to..to + count * wide].copy_from_slice(&out[from..from + count * wide]);
+        }
+    }
+
+    /// Run everything, each sequence in chunks of `chunk`, all in the same steps.
+    fn run(mut self, chunk: usize) -> Vec<Vec<f32>> {
+        loop {
+            let parts: Vec<(usize, usize)> = (0..self.sequences.len())
+                .map(|index| (index, chunk.min(self.sequences[index].len - self.done[index])))
+                .filter(|part| part.1 > 0)
+                .collect();
+            if parts.is_empty() {
+                assert_eq!(self.allocations, 0, "the calls allocate");
+                return self.out;
+            }
+            self.step(&parts);
+        }
+    }
+}
+
+const WHOLE: usize = usize::MAX;
+
+fn run(shape: Shape, way: Way, tokens: &Tokens, chunk: usize) -> Vec<f32> {
+    Rig::new(shape, way, vec![tokens]).run(chunk).remove(0)
+}
+
+/// Block sizes and numbers of workers to try; a few where the number of steps makes each run long.
+fn blocks_and_threads(chunk: usize) -> &'static [(usize, usize)] {
+    match chunk {
+        1 => &[(16, 1), (32, 2)],
+        7 => &[(16, 1), (32, 2), (64, 3)],
+        _ => &[(16, 1), (16, 2), (16, 3), (32, 1), (32, 2), (32, 3), (64, 1), (64, 2), (64, 3)],
+    }
+}
+
+fn vector_levels() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_supported())
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[track_caller]
+fn assert_same(got: &[f32], want: &[f32], what: impl std::fmt::Debug) {
+    let differ = got.iter().zip(want).position(|(got, want)| got.to_bits() != want.to_bits());
+    assert!(
+        differ.is_none() && got.len() == want.len(),
+        "{what:?}: element {differ:?}, got {:?}, expected {:?}",
+        differ.map(|at| got[at]),
+        differ.map(|at| want[at])
+    );
+}
+
+fn rounded(dtype: DType, x: f32) -> f32 {
+    let mut bytes = [0; 4];
+    dtype.set(&mut bytes, 0, x);
+    dtype.get(&bytes, 0)
+}
+
+/// Softmax attention in f64, straight from its definition.
+fn exact(shape: &Shape, tokens: &Tokens) -> Vec<f64> {
+    let (wide, narrow) = (shape.heads * shape.dim, shape.kv_heads * shape.dim);
+    let k: Vec<f64> = tokens.k.iter().map(|x| f64::from(rounded(shape.dtype, *x))).collect();
+    let v: Vec<f64> = tokens.v.iter().map(|x| f64::from(rounded(shape.dtype, *x))).collect();
+    let mut out = vec![0.0; tokens.len * wide];
+    for position in 0..tokens.len {
+        let begin = shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        for head in 0..shape.heads {
+            let kv = head / (shape.heads / shape.kv_heads) * shape.dim;
+            let at = position * wide + head * shape.dim;
+            let q = &tokens.q[at..at + shape.dim];
+            let scores: Vec<f64> = (begin..=position)
+                .map(|key| {
+                    let k = &k[key * narrow + kv..][..shape.dim];
+                    let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum();
+                    dot * f64::from(shape.scale())
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+            for (key, score) in (begin..).zip(&scores) {
+                let p = (score - max).exp() / sum;
+                for d in 0..shape.dim {
+                    out[at + d] += p * v[key * narrow + kv + d];
+                }
+            }
+        }
+    }
+    out
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: impl std::fmt::Debug) {
+    let mut worst = (0.0f64, 0);
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(*got) - want).abs();
+        if error.is_nan() || error > worst.0 {
+            worst = (if error.is_nan() { f64::INFINITY } else { error }, at);
+        }
+    }
+    assert!(worst.0 < tolerance, "{what:?}: error {:e} at {}", worst.0, worst.1);
+}
+
+#[test]
+fn scalar_is_close_to_the_exact_softmax() {
+    for (heads, kv_heads, dim) in
+        [(4, 4, 24), (6, 2, 60), (4, 2, 64), (7, 1, 80), (3, 1, 96), (4, 2, 128), (2, 1, 256)]
+    {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for window in [None, Some(100)] {
+                let shape = Shape { dtype, window, ..Shape::new(heads, kv_heads, dim) };
+                let tokens = Tokens::new(&shape, 300, dim as u64);
+                let got = run(shape, Way::plain(), &tokens, WHOLE);
+                assert_close(&got, &exact(&shape, &tokens), 2e-6, shape);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_has_the_bits_of_the_definition() {
+    for (heads, kv_heads, dim) in [
+        (4, 4, 24),
+        (6, 2, 60),
+        (4, 2, 64),
+        (7, 1, 80),
+        (3, 1, 96),
+        (4, 2, 128),
+        (2, 1, 256),
+        (40, 2, 32),
+        (11, 1, 33),
+        (1, 1, 1),
+    ] {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let shape = Shape { dtype, ..Shape::new(heads, kv_heads, dim) };
+            let tokens = Tokens::new(&shape, 281, dim as u64);
+            let want = bits(&run(shape, Way::plain(), &tokens, WHOLE));
+            for isa in vector_levels() {
+                for (chunk, block_size) in [(WHOLE, 16), (WHOLE, 256), (1, 32), (19, 128)] {
+                    let way = Way { isa, block_size, seed: 7, ..Way::plain() };
+                    let got = bits(&run(shape, way, &tokens, chunk));
+                    assert!(got == want, "{shape:?} {way:?} chunk {chunk}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_chunks_blocks_and_threads() {
+    let shape = Shape::new(4, 2, 64);
+    for len in [1, 15, 16, 255, 256, 257, 1000] {
+        let tokens = Tokens::new(&shape, len, len as u64);
+        let want = run(shape, Way::plain(), &tokens, WHOLE);
+        let exact = exact(&shape, &tokens);
+        assert_close(&want, &exact, 2e-6, len);
+        for isa in vector_levels() {
+            for chunk in [1, 7, 61, WHOLE] {
+                for (block_size, threads) in blocks_and_threads(chunk).iter().copied() {
+                    let way = Way { isa, threads, block_size, seed: chunk as u64, ..Way::plain() };
+                    assert_same(&run(shape, way, &tokens, chunk), &want, (way, len, chunk));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_hide_what_lies_behind_them() {
+    for (shape, len) in [(Shape::new(3, 1, 64), 1000), (Shape::new(7, 1, 24), 600)] {
+        for window in [1, 17, 256, 300] {
+            let shape = Shape { window: Some(window), ..shape };
+            let tokens = Tokens::new(&shape, len, window as u64);
+            let want = run(shape, Way::plain(), &tokens, WHOLE);
+            assert_close(&want, &exact(&shape, &tokens), 2e-6, shape);
+            for isa in vector_levels() {
+                for chunk in [1, 7, 61, WHOLE] {
+                    for (block_size, threads) in blocks_and_threads(chunk).iter().copied() {
+                        let way = Way { isa, threads, block_size, seed: 3, ..Way::plain() };
+                        assert_same(&run(shape, way, &tokens, chunk), &want, (way, shape, chunk));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sequences that decode, sequences that prefill in chunks, and short pieces, in the same steps.
+fn mixed(shape: Shape, way: Way, all: &[Tokens]) -> Vec<Vec<f32>> {
+    let mut rig = Rig::new(shape, way, all.iter().collect());
+    let left = |rig: &Rig<'_>, index: usize| all[index].len - rig.done[index];
+    for index in 0..all.len() {
+        rig.step(&[(index, 1 + 97 * index % all[index].len)]);
+    }
+    loop {
+        let chunks = [1, 61, 1, 8, 300, 2];
+        let parts: Vec<(usize, usize)> = (0..all.len())
+            .map(|index| (index, left(&rig, index).min(chunks[index % chunks.len()])))
+            .filter(|part| part.1 > 0)
+            .collect();
+        if parts.is_empty() {
+            return rig.out;
+        }
+        rig.step(&parts);
+    }
+}
+
+#[test]
+fn a_sequence_does_not_see_its_batch() {
+    for window in [None, Some(300)] {
+        let shape = Shape { window, ..Shape::new(6, 2, 80) };
+        let all: Vec<Tokens> = [300, 700, 257, 90, 1000, 33]
+            .iter()
+            .enumerate()
+            .map(|(index, len)| Tokens::new(&shape, *len, 50 + index as u64))
+            .collect();
+        let alone: Vec<Vec<f32>> = all.iter().map(|tokens| run(shape, Way::plain(), tokens, WHOLE)).collect();
+        for isa in vector_levels().chain([Isa::Scalar]) {
+            for (threads, block_size) in [(1, 32), (2, 16), (3, 64)] {
+                let way = Way { isa, threads, block_size, seed: 9, ..Way::plain() };
+                for (index, got) in mixed(shape, way, &all).iter().enumerate() {
+                    assert_same(got, &alone[index], (way, index));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_sequences_take_several_rounds() {
+    let shape = Shape::new(64, 8, 16);
+    let all: Vec<Tokens> = (0..40).map(|index| Tokens::new(&shape, 800 + index, index as u64)).collect();
+    for isa in vector_levels() {
+        let way = Way { isa, threads: 2, ..Way::plain() };
+        let mut rig = Rig::new(shape, way, all.iter().collect());
+        for (index, tokens) in all.iter().enumerate() {
+            rig.step(&[(index, tokens.len - 1)]);
+        }
+        rig.step(&(0..all.len()).map(|index| (index, 1)).collect::<Vec<_>>());
+        for (index, tokens) in all.iter().enumerate().step_by(13) {
+            let alone = run(shape, Way { threads: 1, ..way }, tokens, WHOLE);
+            assert_same(&rig.out[index], &alone, index);
+        }
+    }
+}
+
+/// The guard of the guards: cutting keys by what is in the batch must be noticed.
+#[test]
+fn a_split_that_depends_on_the_batch_is_noticed() {
+    let shape = Shape::new(6, 2, 80);
+    let all: Vec<Tokens> = (0..6).map(|index| Tokens::new(&shape, 400, index)).collect();
+    for isa in vector_levels().chain([Isa::Scalar]) {
+        let by_batch = |count: usize| Way { isa, split: if count > 1 { 128 } else { 256 }, ..Way::plain() };
+        let alone = run(shape, by_batch(1), &all[1], WHOLE);
+        let together = mixed(shape, by_batch(all.len()), &all);
+        assert_ne!(bits(&together[1]), bits(&alone), "{isa}");
+        assert_same(&mixed(shape, by_batch(1), &all)[1], &alone, isa);
+    }
+}
+
+#[test]
+fn copied_blocks_give_the_same_result() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let shape = Shape { dtype, ..Shape::new(4, 2, 24) };
+        let tokens = Tokens::new(&shape, 200, 5);
+        let want = run(shape, Way::plain(), &tokens, WHOLE);
+        let way = Way { isa: Isa::detect(), threads: 2, ..Way::plain() };
+        let mut rig = Rig::new(shape, way, vec![&tokens]);
+        rig.step(&[(0, 150)]);
+        let used = rig.tables[0].clone();
+        let spare: Vec<i32> =
+            (0..rig.pool.num_blocks() as i32).filter(|block| !used.contains(block)).collect();
+        let copies = [(used[4], spare[0]), (used[0], spare[1])];
+        rig.workers.run(|worker| copy_blocks(worker, &rig.pool, &copies)).unwrap();
+        rig.tables[0][4] = spare[0];
+        rig.tables[0][0] = spare[1];
+        rig.poison(&[used[4], used[0]]);
+        rig.step(&[(0, 50)]);
+        assert_same(&rig.out[0], &want, dtype);
+    }
+}
+
+/// With one key the result is that value, so this reads the cache back.
+#[test]
+fn values_are_rounded_to_nearest_even() {
+    let special =
+        [1.0, -2.5, 65504.0, 1e-8, 6e-8, 1.000_488_3, 1.001_464_8, 1.003_906_3, 1.011_718_8, 3.3e-41];
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for dim in [16, 33] {
+            let shape = Shape { dtype, ..Shape::new(1, 1, dim) };
+            let mut tokens = Tokens::new(&shape, 1, 8);
+            for (value, special) in tokens.v.iter_mut().zip(special) {
+                *value = special;
+            }
+            let want: Vec<f32> = tokens.v.iter().map(|v| 0.0 + rounded(dtype, *v)).collect();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+                let got = run(shape, Way { isa, ..Way::plain() }, &tokens, 1);
+                assert_same(&got, &want, (isa, dtype, dim));
+            }
+        }
+    }
+}
+
+#[test]
+fn slot_minus_one_stores_nothing() {
+    let pool = KvPool::zeroed(1, 1, 16, 1, 16, DType::F32).unwrap();
+    let scratch = AttentionScratch::new(AttentionScratchSpec {
+        max_tokens: 2,
+        max_seqs: 1,
+        max_len: 16,
+        num_heads: 1,
+        num_kv_heads: 1,
+        head_dim: 16,
+        num_workers: 1,
+    })
+    .unwrap();
+    assert!(pool.bytes() >= 2 * 16 * 16 * 4 && scratch.bytes() > 0);
+    let (first, second) = (vec![1f32; 16], vec![2f32; 16]);
+    let mut out = vec![f32::NAN; 16];
+    let rows = RowsMut::new(&mut out, 16);
+    let group = GroupView { block_tables: &[0], max_blocks: 1, slot_mapping: &[0], block_copies: &[] };
+    let step = StepView {
+        token_ids: &[],
+        positions: &[0],
+        cu_seqlens_q: &[0, 1],
+        seq_lens: &[1],
+        logit_rows: &[],
+        groups: &[group],
+    };
+    let args = AttentionArgs {
+        pool: &pool,
+        layer: 0,
+        num_heads: 1,
+        softmax_scale: 1.0,
+        window: None,
+        step: &step,
+        group: &group,
+    };
+    let isa = Isa::detect();
+    Pool::new(1)
+        .unwrap()
+        .run(|worker| {
+            kv_store(worker, isa, &pool, 0, Rows::new(&first, 16), Rows::new(&first, 16), &[0]);
+            kv_store(worker, isa, &pool, 0, Rows::new(&second, 16), Rows::new(&second, 16), &[-1]);
+            attention_with_split(worker, isa, &args, Rows::new(&first, 16), rows, &scratch, 256);
+        })
+        .unwrap();
+    assert_eq!(out, first);
+}
+
+/// A later token's infinite value must not reach earlier rows.
+#[test]
+fn rows_do_not_see_broken_values_of_later_tokens() {
+    let shape = Shape::new(4, 2, 64);
+    let tokens = Tokens::new(&shape, 300, 2);
+    let mut broken = Tokens::new(&shape, 300, 2);
+    let narrow = shape.kv_heads * shape.dim;
+    broken.v[290 * narrow..].fill(f32::INFINITY);
+    broken.k[290 * narrow..].fill(f32::NAN);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        let way = Way { isa, ..Way::plain() };
+        let (want, got) = (run(shape, way, &tokens, WHOLE), run(shape, way, &broken, WHOLE));
+        let seen = 290 * shape.heads * shape.dim;
+        assert_same(&got[..seen], &want[..seen], isa);
+        assert!(got[seen..].iter().all(|x| x.is_nan()));
+    }
+}
