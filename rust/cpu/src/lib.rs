@@ -3,11 +3,14 @@
 //! It knows no Python, no scheduler and no model family. A step is one call: [`step::StepView`] in, logits out.
 
 pub mod checkpoint;
+pub mod cores;
 pub mod error;
 pub mod isa;
 pub mod math;
 pub mod ops;
 pub mod pool;
+pub mod probe;
 pub mod program;
 pub mod step;
 pub mod tensor;
+pub mod weights;

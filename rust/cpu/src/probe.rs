@@ -1,0 +1,254 @@
+//! What this machine can do at most: read bandwidth and arithmetic peaks, the roofs of every benchmark.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::error::CpuError;
+use crate::isa::Isa;
+use crate::pool::{Pool, Worker};
+use crate::tensor::AlignedBytes;
+
+/// Arithmetic whose peak can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeakKind {
+    /// f32 fused multiply-adds.
+    Fp32,
+    /// VPDPBF16PS.
+    Bf16,
+}
+
+impl PeakKind {
+    /// The kind of that name: "fp32" or "bf16".
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "fp32" => Some(Self::Fp32),
+            "bf16" => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of one step of the reading loop.
+const READ_STEP: usize = 512;
+/// Multiply-adds of each chain in one measurement.
+const LINKS: u64 = 20_000_000;
+
+/// GB/s (10^9) of `repeats` sequential reads of `num_bytes` bytes shared by `num_threads` threads.
+///
+/// Each thread streams one contiguous part, 512 bytes per step, in huge pages where the system gives them.
+///
+/// # Errors
+/// [`CpuError::OutOfMemory`], [`CpuError::Threads`].
+pub fn read_bandwidth(num_bytes: usize, num_threads: usize, repeats: usize) -> Result<Vec<f64>, CpuError> {
+    let mut pool = Pool::new(num_threads)?;
+    let part = (num_bytes / pool.count() / READ_STEP).max(1) * READ_STEP;
+    let mut buffer = AlignedBytes::zeroed(part * pool.count())?;
+    // Written once, so that every page is memory of its own and not the shared page of zeros.
+    buffer.as_mut_slice().fill(1);
+    let bytes = buffer.as_slice();
+    let work = |worker: &Worker<'_>| {
+        let own = &bytes[worker.index() * part..][..part];
+        std::hint::black_box(read(own));
+    };
+    let seconds = measure(&mut pool, repeats, &work)?;
+    Ok(seconds.into_iter().map(|seconds| bytes.len() as f64 / seconds * 1e-9).collect())
+}
+
+/// FLOP/s of `repeats` runs of register-resident multiply-adds on `num_threads` threads.
+///
+/// # Errors
+/// [`CpuError::Config`] where the processor lacks the instruction; [`CpuError::Threads`].
+pub fn peak_flops(kind: PeakKind, num_threads: usize, repeats: usize) -> Result<Vec<f64>, CpuError> {
+    let isa = Isa::detect();
+    if kind == PeakKind::Bf16 && !Isa::Avx512Bf16.is_supported() {
+        return Err(CpuError::Config { field: "kind", what: "this processor has no VPDPBF16PS".into() });
+    }
+    let mut pool = Pool::new(num_threads)?;
+    let flop = AtomicU64::new(0);
+    let work = |_: &Worker<'_>| {
+        flop.store(multiply_add(kind, isa), Ordering::SeqCst);
+    };
+    let seconds = measure(&mut pool, repeats, &work)?;
+    let all = flop.load(Ordering::SeqCst) as f64 * pool.count() as f64;
+    Ok(seconds.into_iter().map(|seconds| all / seconds).collect())
+}
+
+/// Seconds from the first worker's start to the last one's end, once per repeat.
+fn measure(
+    pool: &mut Pool,
+    repeats: usize,
+    work: &(dyn Fn(&Worker<'_>) + Sync),
+) -> Result<Vec<f64>, CpuError> {
+    let mut seconds = Vec::with_capacity(repeats.min(1024));
+    for _ in 0..repeats {
+        let spans: Mutex<Vec<(Instant, Instant)>> = Mutex::new(Vec::new());
+        pool.run(|worker| {
+            worker.barrier();
+            let start = Instant::now();
+            work(worker);
+            let end = Instant::now();
+            spans.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((start, end));
+        })?;
+        let spans = spans.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let start = spans.iter().map(|span| span.0).min();
+        let end = spans.iter().map(|span| span.1).max();
+        if let (Some(start), Some(end)) = (start, end) {
+            seconds.push((end - start).as_secs_f64().max(1e-9));
+        }
+    }
+    Ok(seconds)
+}
+
+/// Read every byte; the result depends on all of them.
+fn read(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if Isa::Avx512.is_supported() {
+            // SAFETY: the level is supported.
+            return unsafe { x86::read_avx512(bytes) };
+        }
+        if Isa::Avx2.is_supported() {
+            // SAFETY: the level is supported.
+            return unsafe { x86::read_avx2(bytes) };
+        }
+    }
+    let words = bytes.chunks_exact(8);
+    words.fold(0, |all, word| all ^ u64::from_le_bytes(word.try_into().unwrap_or([0; 8])))
+}
+
+/// Run the chains; returns how many floating-point operations that were.
+fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if kind == PeakKind::Bf16 {
+            // SAFETY: `peak_flops` made sure of the level.
+            unsafe { x86::chains_bf16(LINKS) };
+            return 16 * 64 * LINKS;
+        }
+        if isa >= Isa::Avx512 {
+            // SAFETY: the level was detected.
+            unsafe { x86::chains_avx512(LINKS) };
+            return 16 * 32 * LINKS;
+        }
+        if isa == Isa::Avx2 {
+            // SAFETY: the level was detected.
+            unsafe { x86::chains_avx2(LINKS) };
+            return 12 * 16 * LINKS;
+        }
+    }
+    let _ = (kind, isa);
+    let links = LINKS / 16;
+    let mut sums = [1.0f32; 8];
+    for _ in 0..links {
+        for sum in &mut sums {
+            *sum = std::hint::black_box(*sum).mul_add(0.5, 0.25);
+        }
+    }
+    std::hint::black_box(sums);
+    2 * 8 * links
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::READ_STEP;
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn read_avx512(bytes: &[u8]) -> u64 {
+        let mut sums = [_mm512_setzero_si512(); 8];
+        for step in bytes.chunks_exact(READ_STEP) {
+            let from = step.as_ptr().cast::<__m512i>();
+            for (index, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: a step has eight vectors.
+                *sum = _mm512_xor_si512(*sum, unsafe { _mm512_loadu_si512(from.add(index)) });
+            }
+        }
+        let all = sums.into_iter().fold(_mm512_setzero_si512(), |all, sum| _mm512_xor_si512(all, sum));
+        _mm512_reduce_add_epi64(all) as u64
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn read_avx2(bytes: &[u8]) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for step in bytes.chunks_exact(READ_STEP) {
+            let from = step.as_ptr().cast::<__m256i>();
+            for (index, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: a step has sixteen vectors.
+                let (a, b) =
+                    unsafe { (_mm256_loadu_si256(from.add(index)), _mm256_loadu_si256(from.add(index + 8))) };
+                *sum = _mm256_xor_si256(*sum, _mm256_xor_si256(a, b));
+            }
+        }
+        let all = sums.into_iter().fold(_mm256_setzero_si256(), |all, sum| _mm256_xor_si256(all, sum));
+        let mut words = [0u64; 4];
+        // SAFETY: the array is one vector long.
+        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), all) };
+        words.into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// Chains side by side, written in assembly so that no compiler shortens them.
+    macro_rules! chains {
+        ($name:ident, $features:literal, $class:ident, $splat:ident, $instruction:literal, $($sum:ident)*) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name(links: u64) {
+                let x = $splat(f32::from_bits(0x3f00_3f00));
+                $(let mut $sum = x;)*
+                // SAFETY: only registers are touched, all of them named; the features are this function's.
+                unsafe {
+                    asm!(
+                        "2:",
+                        $(concat!($instruction, " {", stringify!($sum), "}, {x}, {x}"),)*
+                        "dec {links}",
+                        "jnz 2b",
+                        links = inout(reg) links.max(1) => _,
+                        x = in($class) x,
+                        $($sum = inout($class) $sum,)*
+                        options(nomem, nostack),
+                    );
+                }
+                $(black_box($sum);)*
+            }
+        };
+    }
+
+    chains!(chains_avx2, "avx2,fma", ymm_reg, _mm256_set1_ps, "vfmadd231ps", a b c d e f g h i j k l);
+    chains!(chains_avx512, "avx512f", zmm_reg, _mm512_set1_ps, "vfmadd231ps", a b c d e f g h i j k l m n o p);
+    chains!(chains_bf16, "avx512f,avx512bf16", zmm_reg, _mm512_set1_ps, "vdpbf16ps", a b c d e f g h i j k l m n o p);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidth_is_a_positive_number_per_repeat() {
+        let got = read_bandwidth(8 << 20, 2, 3).unwrap();
+        assert_eq!(got.len(), 3);
+        assert!(got.iter().all(|speed| speed.is_finite() && *speed > 0.01), "{got:?}");
+    }
+
+    #[test]
+    fn every_byte_is_read() {
+        let mut bytes = vec![0u8; 4 * READ_STEP];
+        let zero = read(&bytes);
+        for index in 0..bytes.len() {
+            bytes[index] = 1;
+            assert_ne!(read(&bytes), zero, "byte {index}");
+            bytes[index] = 0;
+        }
+    }
+
+    #[test]
+    fn peaks_are_measured_where_the_instruction_exists() {
+        let got = peak_flops(PeakKind::Fp32, 1, 1).unwrap();
+        assert!(got.len() == 1 && got[0] > 1e6, "{got:?}");
+        match peak_flops(PeakKind::Bf16, 1, 1) {
+            Ok(got) => assert!(Isa::Avx512Bf16.is_supported() && got[0] > 1e6),
+            Err(error) => assert!(matches!(error, CpuError::Config { .. })),
+        }
+    }
+}
