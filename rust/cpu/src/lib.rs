@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod cores;
 pub mod error;
+pub mod executor;
 pub mod isa;
 pub mod math;
 pub mod ops;

@@ -1,0 +1,216 @@
+//! One step on all workers: the phases of a plan, one after another, each ending in a barrier.
+
+use super::Model;
+use super::compile::{Base, Phase, Place, RowOp};
+use super::step_check::StepSize;
+use crate::ops::attention::{AttentionArgs, attention, copy_blocks, kv_store};
+use crate::ops::elementwise::{add, gate, glu, scale, soft_cap};
+use crate::ops::linear::{PackedMatrix, linear};
+use crate::ops::norm::{Norm, head_norm, rms_norm};
+use crate::ops::rope::{rope, rope_table};
+use crate::pool::Worker;
+use crate::program::RowsOf;
+use crate::step::StepView;
+use crate::tensor::{Rows, RowsMut};
+
+/// Chunks of rows per worker in a chain: few enough to cost nothing, enough to even out.
+const CHUNKS_PER_WORKER: usize = 8;
+/// Columns of logits that are scaled at once.
+const LOGIT_COLUMNS: usize = 4096;
+
+/// A checked step and the memory it runs in.
+pub(super) struct Replay<'a> {
+    pub(super) model: &'a Model,
+    pub(super) step: &'a StepView<'a>,
+    pub(super) size: StepSize,
+    /// `[R, vocab_size]`, the caller's.
+    pub(super) logits: RowsMut<'a>,
+}
+
+impl<'a> Replay<'a> {
+    /// Run the step; every worker calls this.
+    pub(super) fn run(&self, worker: &Worker<'_>) {
+        for (pool, group) in self.model.kv.iter().zip(self.step.groups) {
+            if !group.block_copies.is_empty() {
+                copy_blocks(worker, pool, group.block_copies);
+            }
+        }
+        for phase in &self.model.plan.phases {
+            self.phase(worker, phase);
+        }
+    }
+
+    fn phase(&self, worker: &Worker<'_>, phase: &Phase) {
+        let (model, isa) = (self.model, self.model.isa);
+        match phase {
+            Phase::Rows(rows, chain) => self.chain(worker, *rows, chain),
+            Phase::Linear { x, out, weight, bias } => {
+                let bias = bias.map(|bias| self.vector(bias));
+                let (x, out) = (self.read(*x), self.write(*out));
+                if x.rows() > 0 {
+                    linear(worker, isa, x, self.matrix(*weight), bias, out, &model.linear);
+                }
+            }
+            Phase::KvStore { k, v, group, layer } => {
+                let slots = self.step.groups[*group].slot_mapping;
+                let (k, v) = (self.read(*k), self.read(*v));
+                kv_store(worker, isa, &model.kv[*group], *layer, k, v, slots);
+            }
+            Phase::Attention { q, out, group, layer, num_heads, scale, scratch } => {
+                let args = AttentionArgs {
+                    pool: &model.kv[*group],
+                    layer: *layer,
+                    num_heads: *num_heads,
+                    softmax_scale: *scale,
+                    window: model.windows[*group],
+                    step: self.step,
+                    group: &self.step.groups[*group],
+                };
+                let (q, out) = (self.read(*q), self.write(*out));
+                attention(worker, isa, &args, q, out, &model.attention[*scratch]);
+            }
+            Phase::Logits { x, multiplier, soft_cap } => {
+                self.scale_logits(worker, *x, *multiplier, *soft_cap)
+            }
+        }
+    }
+
+    /// All ops of a chain on one row, then on the next. A row's results depend on no other row.
+    fn chain(&self, worker: &Worker<'_>, rows: RowsOf, chain: &[RowOp]) {
+        let count = self.count(rows);
+        if count == 0 {
+            return;
+        }
+        let chunk = count.div_ceil(CHUNKS_PER_WORKER * worker.count());
+        worker.share(count.div_ceil(chunk), |item| {
+            for row in item * chunk..count.min((item + 1) * chunk) {
+                for op in chain {
+                    self.row_op(op, row);
+                }
+            }
+        });
+    }
+
+    fn row_op(&self, op: &RowOp, row: usize) {
+        let isa = self.model.isa;
+        match op {
+            RowOp::RopeTables => self.fill_rope_tables(row),
+            RowOp::Embed { weight, out } => {
+                let id = self.step.token_ids[row] as usize;
+                self.matrix(*weight).unpack_row(id, self.row_mut(*out, row));
+            }
+            RowOp::RmsNorm { x, out, weight, eps, weight_offset } => {
+                let weight = weight.map(|weight| self.vector(weight));
+                let norm = Norm { weight, eps: *eps, weight_offset: *weight_offset, scale: 1.0 };
+                rms_norm(isa, self.row(*x, row), norm, self.row_mut(*out, row));
+            }
+            RowOp::HeadNorm { x, head_dim, weight, eps, weight_offset, scale } => {
+                let weight = weight.map(|weight| self.vector(weight));
+                let norm = Norm { weight, eps: *eps, weight_offset: *weight_offset, scale: *scale };
+                head_norm(isa, self.row_mut(*x, row), *head_dim, norm);
+            }
+            RowOp::Rope { x, head_dim, table } => {
+                let (cos, sin) = self.rope_row(*table, row);
+                rope(isa, self.row_mut(*x, row), *head_dim, cos, sin);
+            }
+            RowOp::Glu { gate, up, out } => {
+                glu(isa, self.row(*gate, row), self.row(*up, row), self.row_mut(*out, row));
+            }
+            RowOp::Gate { x, gate: by } => gate(isa, self.row_mut(*x, row), self.row(*by, row)),
+            RowOp::Add { x, y } => add(isa, self.row_mut(*x, row), self.row(*y, row)),
+            RowOp::SelectRows { x, out } => {
+                let from = self.row(*x, self.step.logit_rows[row] as usize);
+                self.row_mut(*out, row).copy_from_slice(from);
+            }
+        }
+    }
+
+    /// Elements alone: shared by columns, since a step may want a single row of a large vocabulary.
+    fn scale_logits(&self, worker: &Worker<'_>, x: Place, multiplier: f32, cap: Option<f32>) {
+        let x = self.write(x);
+        if x.rows() == 0 {
+            return;
+        }
+        let pieces = x.width().div_ceil(LOGIT_COLUMNS);
+        worker.share(x.rows() * pieces, |item| {
+            let begin = item % pieces * LOGIT_COLUMNS;
+            // SAFETY: each item has columns of its own.
+            let part = unsafe { x.part(item / pieces, begin, LOGIT_COLUMNS.min(x.width() - begin)) };
+            match cap {
+                Some(cap) => soft_cap(self.model.isa, part, multiplier, cap),
+                None => scale(self.model.isa, part, multiplier),
+            }
+        });
+    }
+
+    fn fill_rope_tables(&self, row: usize) {
+        for table in &self.model.rope.tables {
+            let half = table.inv_freq.len();
+            let first = table.first + 2 * half * row;
+            let memory = self.model.rope.memory.as_ptr().cast::<f32>();
+            // SAFETY: the memory has 2 * half elements per table and token; this row is this worker's.
+            let both = unsafe { std::slice::from_raw_parts_mut(memory.add(first), 2 * half) };
+            let (cos, sin) = both.split_at_mut(half);
+            rope_table(self.step.positions[row], &table.inv_freq, table.scale, cos, sin);
+        }
+    }
+
+    fn rope_row(&self, table: usize, row: usize) -> (&'a [f32], &'a [f32]) {
+        let table = &self.model.rope.tables[table];
+        let half = table.inv_freq.len();
+        let memory = self.model.rope.memory.as_ptr().cast::<f32>();
+        // SAFETY: as above; filled by the first chain of the step, and read only after it.
+        let both = unsafe { std::slice::from_raw_parts(memory.add(table.first + 2 * half * row), 2 * half) };
+        both.split_at(half)
+    }
+
+    fn count(&self, rows: RowsOf) -> usize {
+        match rows {
+            RowsOf::T => self.size.tokens,
+            RowsOf::R => self.size.rows,
+        }
+    }
+
+    fn write(&self, place: Place) -> RowsMut<'a> {
+        let base = match place.base {
+            // SAFETY: the plan placed every view inside the arena.
+            Base::Arena(first) => unsafe { self.model.arena.as_ptr().cast::<f32>().add(first) },
+            // SAFETY: views of the logits are inside their rows.
+            Base::Logits(first) => unsafe { self.logits.as_ptr().add(first) },
+        };
+        // SAFETY: arena slots have room for the most rows that a checked step has; the logits have R rows.
+        unsafe { RowsMut::from_raw(base, self.count(place.rows), place.width, place.stride) }
+    }
+
+    fn read(&self, place: Place) -> Rows<'a> {
+        let rows = self.write(place);
+        // SAFETY: the same memory; the program's check keeps what an op reads apart from what it writes.
+        unsafe { Rows::from_raw(rows.as_ptr(), rows.rows(), rows.width(), rows.stride()) }
+    }
+
+    fn row(&self, place: Place, row: usize) -> &'a [f32] {
+        self.read(place).row(row)
+    }
+
+    // Handing out `&mut` from `&self` is the point: a chain has each row on one worker only.
+    #[allow(clippy::mut_from_ref)]
+    fn row_mut(&self, place: Place, row: usize) -> &'a mut [f32] {
+        // SAFETY: in a chain one worker has this row of every buffer, one op at a time holds references into it,
+        // and the views of one op do not overlap.
+        unsafe { self.write(place).row(row) }
+    }
+
+    fn matrix(&self, index: usize) -> &'a PackedMatrix {
+        match self.model.weights.matrix(index) {
+            Some(matrix) => matrix,
+            None => unreachable!("the program's check resolved parameter {index} as a matrix"),
+        }
+    }
+
+    fn vector(&self, index: usize) -> &'a [f32] {
+        match self.model.weights.vector(index) {
+            Some(vector) => vector,
+            None => unreachable!("the program's check resolved parameter {index} as a vector"),
+        }
+    }
+}
