@@ -90,6 +90,7 @@ impl KvManager {
                 &node.extra,
             );
             if node.token_ids.len() != self.config.block_size as usize
+                || node.blocks.iter().all(Option::is_none)
                 || (anchored && orphan)
                 || (!orphan && hash != node.hash)
             {

@@ -6,10 +6,11 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
+use crate::index::Node;
 use crate::{GroupConfig, KvConfig, KvError, KvManager};
 
 /// Planted bugs, to show that the checks find them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
     pub(crate) skip_share: bool,
     pub(crate) window_early: bool,
@@ -105,6 +106,7 @@ struct World {
     sequences: BTreeMap<u64, Model>,
     next_id: u64,
     publish_early: bool,
+    any_fault: bool,
 }
 
 impl World {
@@ -119,8 +121,9 @@ impl World {
                     (0..*shared as i32).map(|i| (i * i + stream * (i / 5)) % 3).collect();
                 tokens.extend(tail);
                 tokens.push(0);
+                let longest = self.longest_hit(&tokens, *salt);
                 let hit = self.kv.open(self.next_id, &tokens, u32::MAX, &[*salt])? as usize;
-                assert!(hit.is_multiple_of(self.block_size) && hit < tokens.len());
+                assert!(self.any_fault || hit == longest, "hit {hit}, longest {longest}");
                 self.sequences.insert(self.next_id, Model { tokens, salt: *salt, computed: hit });
                 self.next_id += 1;
             }
@@ -158,6 +161,38 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The longest hit by its definition, from the contents of the index alone.
+    fn longest_hit(&self, tokens: &[i32], salt: u8) -> usize {
+        let nodes = &self.kv.index.nodes;
+        let content = |node: &Node| {
+            let (mut tokens, mut root) = (vec![node.token_ids.to_vec()], node.extra.to_vec());
+            let mut parent = node.parent;
+            while let Some(id) = parent {
+                let node = nodes.get(&id)?;
+                (parent, root) = (node.parent, node.extra.to_vec());
+                tokens.push(node.token_ids.to_vec());
+            }
+            tokens.reverse();
+            Some((tokens.concat(), root))
+        };
+        let contents: Vec<_> = nodes.values().filter_map(|node| Some((content(node)?, node))).collect();
+        let has = |len: usize, group: usize| {
+            let wanted = (tokens[..len].to_vec(), vec![salt]);
+            contents.iter().any(|(content, node)| *content == wanted && node.blocks[group].is_some())
+        };
+        let usable = |hit: &usize| {
+            self.kv.config.groups.iter().enumerate().all(|(group, config)| {
+                let seen = config.window.map_or(0, |window| (hit + 1).saturating_sub(window as usize));
+                (seen..*hit).all(|position| has((position / self.block_size + 1) * self.block_size, group))
+            })
+        };
+        let chained = |hit: &usize| {
+            (1..=hit / self.block_size)
+                .all(|blocks| (0..self.memory.len()).any(|g| has(blocks * self.block_size, g)))
+        };
+        (0..tokens.len()).step_by(self.block_size).rfind(|hit| chained(hit) && usable(hit)).unwrap()
     }
 
     /// Reserve; `None` when the pool is full, which must change nothing and must be true.
@@ -242,7 +277,9 @@ fn run(life: &Life, faults: Faults, invariants: bool) -> Result<(), String> {
     let slots = |group: &GroupConfig| vec![u64::MAX; group.num_blocks as usize * block_size];
     let memory = life.config.groups.iter().map(slots).collect();
     let publish_early = faults.publish_early;
-    let mut world = World { kv, block_size, memory, sequences: BTreeMap::new(), next_id: 0, publish_early };
+    let any_fault = faults != Faults::default();
+    let mut world =
+        World { kv, block_size, memory, sequences: BTreeMap::new(), next_id: 0, publish_early, any_fault };
     for op in &life.ops {
         world.apply(op).or_else(|error| match error {
             KvError::Broken { .. } if !invariants => Ok(()),

@@ -200,6 +200,8 @@ impl KvManager {
             let found = index.find(parent, tokens, table.extra(column));
             let node_id = match found {
                 Lookup::Hit(id) => id,
+                // Freed behind every window before it could be indexed.
+                Lookup::Vacant(_) if table.columns.iter().all(|columns| columns[column] < 0) => break,
                 Lookup::Vacant(hash) => index.insert(hash, parent, tokens, table.extra(column), pools.len()),
                 Lookup::Unavailable => break,
             };

@@ -121,6 +121,26 @@ fn salts_do_not_share() {
 }
 
 #[test]
+fn a_hash_collision_is_no_hit_and_leaves_nothing_behind() {
+    let mut kv = manager(&[(Some(2), 20)], 2, 0);
+    kv.index.hasher.mask = 0;
+    compute(&mut kv, 1, &count(0, 3));
+    // Other content of the same hash is neither shared nor indexed.
+    let other = count(50, 9);
+    assert_eq!(kv.open(2, &other, u32::MAX, b"").unwrap(), 0);
+    kv.reserve(2, 6).unwrap();
+    kv.commit(2, &other, 6).unwrap();
+    assert_eq!((kv.index.nodes.len(), kv.gauges(0).unwrap().used), (1, 2));
+    // Once the hash is vacant again, its first block is behind the window and must not be indexed.
+    kv.release(1).unwrap();
+    assert_eq!(kv.reset_prefix_cache().unwrap(), 1);
+    kv.reserve(2, 8).unwrap();
+    kv.commit(2, &other, 8).unwrap();
+    kv.check().unwrap();
+    assert_eq!(kv.index.nodes.len(), 0);
+}
+
+#[test]
 fn equal_content_computed_twice_ends_in_one_block() {
     let mut kv = manager(&[(None, 20), (Some(6), 20)], 4, 0);
     let tokens = count(0, 10);

@@ -12,6 +12,8 @@
 //! than waiting ones, the oldest is never preempted, and every admitted sequence ends.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod check;
 mod config;
 mod error;
 mod plan;

@@ -141,6 +141,19 @@ fn golden(new: &NewSequence, max_model_len: u32, windows: &[usize]) -> (Vec<i32>
     }
 }
 
+/// Whether the pools hold a request that runs alone, by trying every alignment of what it keeps in a step.
+fn fits_alone(config: &SchedulerConfig, new: &NewSequence) -> bool {
+    let len = (new.token_ids.len() as u32 + new.max_tokens).min(config.max_model_len);
+    let chunk = config.max_num_batched_tokens.min(len);
+    config.groups.iter().all(|group| {
+        let kept = group.window.map_or(len, |window| (window - 1 + chunk).min(len));
+        let last = if kept == len { 0 } else { config.block_size - 1 };
+        let blocks =
+            |start: u32| (start + kept).div_ceil(config.block_size).min(len.div_ceil(config.block_size));
+        (0..=last).map(blocks).max() <= Some(group.num_blocks)
+    })
+}
+
 struct Live {
     new: NewSequence,
     tokens: Vec<i32>,
@@ -172,13 +185,14 @@ impl World<'_> {
     fn add(&mut self, new: &NewSequence) -> Result<(), String> {
         match self.scheduler.add(new.clone()) {
             Ok(()) => {
+                ensure!(fits_alone(self.config, new), "S4: request {} was admitted", new.id);
                 let (golden, reason) = golden(new, self.config.max_model_len, &self.windows);
                 let live =
                     Live { new: new.clone(), tokens: new.token_ids.clone(), golden, reason, rows: vec![] };
                 self.live.insert(new.id, live);
                 Ok(())
             }
-            Err(SchedError::CannotFit { needed, total, .. }) if needed > total => Ok(()),
+            Err(SchedError::CannotFit { .. }) if !fits_alone(self.config, new) => Ok(()),
             Err(SchedError::PromptTooLong { limit, .. }) if new.token_ids.len() > limit as usize => Ok(()),
             Err(error) => Err(error.to_string()),
         }
@@ -371,11 +385,12 @@ fn run(life: &Life, faults: Faults) -> Result<(Vec<StepPlan>, crate::Stats), Str
         World { config, windows, scheduler, memory, live: BTreeMap::new(), seen: BTreeSet::new() };
     let mut arrivals = life.requests.iter().peekable();
     let mut plans = Vec::new();
-    let mut bound = 60;
+    // In each step the oldest request computes a token, but for events in the first 100 steps.
+    let mut bound = 200;
     for step in 0.. {
         while let Some(request) = arrivals.next_if(|request| request.arrives <= step) {
             world.add(&request.new)?;
-            bound += 48 + life.events.len();
+            bound += config.max_model_len as usize;
         }
         world.check()?;
         world.abort(&life.requests, (step, false))?;

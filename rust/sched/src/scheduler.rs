@@ -38,17 +38,17 @@ pub struct Stats {
 /// Continuous batching over KV blocks. See the crate's page for the policy.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    kv: KvManager,
-    sequences: HashMap<u64, Sequence>,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) kv: KvManager,
+    pub(crate) sequences: HashMap<u64, Sequence>,
     /// Oldest first.
-    running: Vec<u64>,
+    pub(crate) running: Vec<u64>,
     /// Oldest first, and all younger than the running ones.
-    waiting: VecDeque<u64>,
+    pub(crate) waiting: VecDeque<u64>,
     arrivals: u64,
     /// The plan that may be committed.
     open_step: Option<u64>,
-    counters: Stats,
+    pub(crate) counters: Stats,
     /// A broken invariant met where no error can be returned; reported by the next call that can.
     fault: Option<KvError>,
     #[cfg(test)]
@@ -219,62 +219,6 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Let waiting sequences run, in order, while the pools have room for all their tokens.
-    fn admit(&mut self, draft: &mut Draft) -> Result<(), SchedError> {
-        while let Some(&id) = self.waiting.front() {
-            if self.running.len() >= self.config.max_num_seqs as usize || draft.tokens_left == 0 {
-                break;
-            }
-            let Some(seq) = self.sequences.get_mut(&id) else {
-                return broken("S2", format!("sequence {id} waits but is unknown"));
-            };
-            seq.computed = self.kv.open(id, &seq.token_ids, seq.hit_limit(), &seq.salt)?;
-            let num_tokens = seq.cut(draft.tokens_left, draft.rows_left);
-            let pick = Pick { id, num_tokens, num_rows: seq.num_rows(num_tokens), copies: Vec::new() };
-            let (hit, upto) = (seq.computed, seq.computed + num_tokens);
-            if num_tokens == 0 || !self.has_room(id) {
-                self.kv.release(id)?;
-                self.sequences.entry(id).and_modify(|seq| seq.computed = 0);
-                break;
-            }
-            let copies = self.kv.reserve(id, upto)?;
-            draft.add(Pick { copies, ..pick });
-            self.waiting.pop_front();
-            self.running.push(id);
-            self.count_admission(id, hit);
-        }
-        Ok(())
-    }
-
-    /// Whether the pools hold all tokens of an opened sequence, beside what the running ones still need for theirs and
-    /// one more block for each.
-    fn has_room(&self, id: u64) -> bool {
-        let missing = |seq: &Sequence, group: usize, num_tokens: u32| {
-            let chunk = seq.remaining().min(self.config.max_num_batched_tokens);
-            let peak = self.kv.peak_blocks(group, num_tokens, chunk);
-            u64::from(peak.saturating_sub(self.kv.held_blocks(seq.id, group)))
-        };
-        (0..self.kv.num_groups()).all(|group| {
-            let own = self.sequences.get(&id).map_or(0, |seq| missing(seq, group, seq.len()));
-            let others = self.running.iter().filter_map(|id| self.sequences.get(id));
-            let others = others.map(|seq| {
-                let grown = seq.len().saturating_add(self.config.block_size).min(seq.max_len);
-                missing(seq, group, grown)
-            });
-            let available = self.kv.gauges(group).map_or(0, |gauges| gauges.free + gauges.cached);
-            own + others.sum::<u64>() <= u64::from(available)
-        })
-    }
-
-    fn count_admission(&mut self, id: u64, hit: u32) {
-        let Some(seq) = self.sequences.get_mut(&id) else { return };
-        let hit = hit.min(seq.prompt_len);
-        if seq.cached.replace(hit).is_none() && self.config.enable_prefix_caching {
-            self.counters.prefix_query_tokens += u64::from(seq.prompt_len);
-            self.counters.prefix_hit_tokens += u64::from(hit);
-        }
-    }
-
     /// Mark the picked tokens as in flight, and count them.
     fn launch(&mut self, draft: &Draft) {
         let before = self.counters.decode_tokens;
@@ -386,33 +330,6 @@ impl Scheduler {
         self.note(forgotten).unwrap_or_default()
     }
 
-    /// Verify every invariant of pools, tables and states.
-    ///
-    /// # Errors
-    /// [`SchedError::Broken`] or [`KvError::Broken`] names the broken one.
-    pub fn check(&self) -> Result<(), SchedError> {
-        self.report_fault()?;
-        self.kv.check()?;
-        let listed: Vec<&Sequence> =
-            self.running.iter().chain(&self.waiting).filter_map(|id| self.sequences.get(id)).collect();
-        let each_once = listed.len() == self.sequences.len()
-            && listed.len() == self.running.len() + self.waiting.len()
-            && listed.windows(2).all(|pair| pair[0].arrival < pair[1].arrival);
-        if !each_once || self.running.len() > self.config.max_num_seqs as usize {
-            return broken("S2", format!("running {:?}, waiting {:?}", self.running, self.waiting));
-        }
-        for (index, seq) in listed.into_iter().enumerate() {
-            let table = (index < self.running.len()).then_some(seq.computed);
-            if self.kv.computed(seq.id) != table || seq.computed >= seq.len() || seq.len() >= seq.max_len {
-                return broken("S2", format!("{seq:?}, its table has {:?} tokens", self.kv.computed(seq.id)));
-            }
-            if table.is_some() {
-                self.kv.check_tokens(seq.id, &seq.token_ids)?;
-            }
-        }
-        Ok(())
-    }
-
     fn sequence(&self, id: u64) -> Result<&Sequence, SchedError> {
         self.sequences.get(&id).map_or_else(|| broken("S2", format!("sequence {id} runs but is unknown")), Ok)
     }
@@ -425,7 +342,7 @@ impl Scheduler {
         result.map_err(|error| self.fault = Some(error)).ok()
     }
 
-    fn report_fault(&self) -> Result<(), SchedError> {
+    pub(crate) fn report_fault(&self) -> Result<(), SchedError> {
         self.fault.clone().map_or(Ok(()), |fault| Err(fault.into()))
     }
 }
