@@ -11,6 +11,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyrite.errors import CheckpointError, ConfigError
 from pyrite.models import ModelConfig, load_config, record
 from tiny_models import FAMILIES, WINDOW, tiny
@@ -44,12 +46,13 @@ BAD_INTEGERS = [0, -1, 2**31, 2**63, 10**9, 1e9, "12", True, math.nan, math.inf,
 @pytest.mark.parametrize("key", INTEGERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bad_integers_are_refused(family, key, value):
-    started = time.perf_counter()
+    data = hf(family, **{key: value})
+    started = time.process_time()
     with pytest.raises(ConfigError, match="range") as caught:
-        ModelConfig.from_hf(hf(family, **{key: value}))
+        ModelConfig.from_hf(data)
     assert caught.value.field is not None and caught.value.field.endswith(key)
     assert len(str(caught.value)) < 400
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("value", BAD_INTEGERS, ids=lambda v: repr(v)[:20])
@@ -243,9 +246,9 @@ def test_eos_ids_outside_the_vocabulary_are_dropped():
 
 def test_the_largest_config_is_recorded_quickly():
     data = hf("muse_glimmer", num_hidden_layers=2048, layer_types=..., layer_rope_theta=...)
-    started = time.perf_counter()
+    started = time.process_time()
     program = record(ModelConfig.from_hf(data))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(program.slots) < 10
 
 
@@ -254,6 +257,38 @@ def test_from_hf_does_not_change_its_argument():
     before = copy.deepcopy(data)
     ModelConfig.from_hf(data)
     assert data == before
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([0, -1, 2**31, 2**63]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(family=st.sampled_from(FAMILIES), value=JSON_VALUES, pick=st.integers(0, 10**6))
+def test_any_value_anywhere_is_read_or_refused(family, value, pick):
+    data = hf(family)
+    places = [(data, key) for key in data]
+    for nested in ("text_config", "rope_parameters"):
+        places += [(inner, key) for inner in [data.get(nested)] if isinstance(inner, dict) for key in inner]
+    if family == "muse_glimmer":
+        places += [(data["text_config"]["rope_parameters"], key) for key in ("rope_type", "rope_theta", "factor")]
+    place, key = places[pick % len(places)]
+    place[key] = value
+    try:
+        config = ModelConfig.from_hf(data)
+    except ConfigError as error:
+        assert len(str(error)) < 1000
+    else:
+        assert config.num_heads % config.num_kv_heads == 0
+        assert all(math.isfinite(freq) and freq > 0 for freq in config.rope.inv_freq)
 
 
 BROKEN_FILES: dict[str, bytes] = {

@@ -91,7 +91,7 @@ MUSE: dict[str, Bend] = {
     "post-mlp norm not centred": plain("post_mlp_norm"),
     "final norm centred": family(final_norm=Norm("model.language_model.norm.weight", weight_offset=1.0)),
     "post norms with the inner eps": lambda c: replace(c, post_norm_eps=c.rms_norm_eps),
-    "no q norm": family(q_norm=None),
+    "no q norm": lambda c: replace(c, q_scale=1.0, family=replace(c.family, q_norm=None)),
     "no k norm": family(k_norm=None),
     "no q scale": set_to(q_scale=1.0),
     "q scale instead of 1 / sqrt(head_dim)": scaled(q_scale=24**0.5),

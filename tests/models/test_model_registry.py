@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from pyrite.errors import ConfigError
-from pyrite.models import ModelConfig, registry
+from pyrite.models import ModelConfig, Norm, record, registry
 from pyrite.models.families import llama
 from test_model_config import hf
 
@@ -39,6 +39,27 @@ def test_bad_registrations(architecture, spec):
     with pytest.raises(ConfigError):
         registry.register_family(architecture, spec)
     assert "New" not in registry.supported_architectures()
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ({"windows": "pattern"}, "layer_types, sliding_window"),
+        ({"windows": "switched"}, "layer_types, max_window_layers, sliding_window, use_sliding_window"),
+        ({"nope_layers": True}, "layer_rope_theta"),
+        ({"post_mlp_norm": Norm("x", eps="post_norm_eps")}, "post_norm_eps"),
+        ({"keys": {}}, "activation, attention_bias"),
+    ],
+)
+def test_a_flag_needs_its_keys(flags, missing):
+    with pytest.raises(ConfigError, match=missing):
+        dataclasses.replace(llama.SPEC, **flags)
+
+
+def test_a_query_factor_needs_a_query_norm():
+    config = ModelConfig.from_hf(hf("llama"))
+    with pytest.raises(ConfigError, match="q_scale"):
+        record(dataclasses.replace(config, q_scale=2.0))
 
 
 def test_importing_models_is_light():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrite.errors import ConfigError
 from pyrite.models.config import ModelConfig
 from pyrite.models.program import Program, View
 from pyrite.models.recorder import Recorder
@@ -9,7 +10,13 @@ from pyrite.models.spec import Norm
 
 
 def record_unfused(config: ModelConfig) -> Program:
-    """Record the model op by op, without fusion and without scratch slots."""
+    """Record the model op by op, without fusion and without scratch slots.
+
+    Raises:
+        ConfigError: a query factor where the family norms no queries.
+    """
+    if config.q_scale != 1.0 and config.family.q_norm is None:
+        raise ConfigError("a query factor needs a query norm", got=config.q_scale, field="q_scale")
     rec = Recorder((config.rope,) if any(config.layer_ropes) else (), config.kv_groups)
     family = config.family
     table = rec.matrix("embedding", family.embedding, config.vocab_size, config.hidden_size)

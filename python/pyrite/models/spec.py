@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+from pyrite.errors import ConfigError
+
 
 class Required(Enum):
     """The default of a key that a config must have."""
@@ -156,3 +158,19 @@ class FamilySpec:
     fixed_keys: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     outer_harmless_keys: frozenset[str] = frozenset()
     skippable_tensors: tuple[str, ...] = (ROTARY_BUFFERS,)
+
+    def __post_init__(self) -> None:
+        """Check that every flag has the keys it needs.
+
+        Raises:
+            ConfigError: one is missing.
+        """
+        needed = set(COMMON_KEYS)
+        needed |= {"sliding_window", "layer_types"} if self.windows != "none" else set()
+        needed |= {"use_sliding_window", "max_window_layers"} if self.windows == "switched" else set()
+        needed |= {"layer_rope_theta"} if self.nope_layers else set()
+        norms = (self.attention_norm, self.post_attention_norm, self.mlp_norm, self.post_mlp_norm, self.final_norm)
+        norms += (self.embedding_norm, self.q_norm, self.k_norm)
+        needed |= {norm.eps for norm in norms if norm is not None}
+        if missing := sorted(needed - self.keys.keys()):
+            raise ConfigError(f"family {self.name!r} lacks the meaning of " + ", ".join(missing), field="keys")
