@@ -219,8 +219,10 @@ def sample(logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> 
     A row without a single finite logit gives None: that request has failed, the others have not.
     """
 
-def token_logprobs(logits: np.ndarray, row: int, token_id: int, top: int) -> tuple[float, int, list[tuple[int, float]]]:
-    """(logprob, rank, most likely tokens) of `token_id` in a row's raw distribution."""
+def token_logprobs(
+    logits: np.ndarray, row: int, token_id: int, top: int, vocab_limit: int
+) -> tuple[float, int, list[tuple[int, float]]]:
+    """(logprob, rank, most likely tokens) of `token_id` in a row's raw distribution over the ids below `vocab_limit`."""
 
 @final
 class StopMatcher:

@@ -112,3 +112,57 @@ impl From<pyrite_cpu::error::CpuError> for Fault {
         }
     }
 }
+
+impl From<pyrite_sample::SampleError> for Fault {
+    fn from(error: pyrite_sample::SampleError) -> Self {
+        use pyrite_sample::SampleError;
+        let text = error.to_string();
+        match error {
+            SampleError::OutOfRange { field, got, expected } => {
+                Self::new("RequestError", "out of range").field(field).got(got).expected(expected)
+            }
+            SampleError::NonFinite { .. } | SampleError::NoFiniteLogit { .. } => {
+                Self::new("BackendError", text).code("model_numerics")
+            }
+            SampleError::EmptyStop { .. } | SampleError::StopTooLarge { .. } => {
+                Self::new("RequestError", text).field("stop")
+            }
+        }
+    }
+}
+
+impl From<pyrite_sched::SchedError> for Fault {
+    fn from(error: pyrite_sched::SchedError) -> Self {
+        use pyrite_kv::KvError;
+        use pyrite_sched::SchedError;
+        let text = error.to_string();
+        match error {
+            SchedError::Config { field, got, expected }
+            | SchedError::Kv(KvError::Config { field, got, expected }) => {
+                Self::new("ConfigError", "out of range").field(field).got(got).expected(expected)
+            }
+            SchedError::EmptyPrompt => Self::new("RequestError", text).code("empty_prompt").field("prompt"),
+            SchedError::PromptTooLong { .. } => Self::new("RequestError", text)
+                .code("context_length_exceeded")
+                .field("prompt")
+                .hint("shorten the prompt or raise max_model_len"),
+            SchedError::NoOutput => Self::new("RequestError", text).field("max_tokens"),
+            SchedError::NegativeToken { field, .. } => Self::new("RequestError", text).field(field),
+            SchedError::DuplicateId { .. } => Self::new("RequestError", text).field("seq_id"),
+            SchedError::CannotFit { .. } => Self::new("CapacityError", text)
+                .code("kv_cache_too_small")
+                .hint("lower max_tokens, or raise kv_cache_memory"),
+            SchedError::Kv(
+                KvError::NoBlocks { .. }
+                | KvError::DoubleFree { .. }
+                | KvError::ForeignBlock { .. }
+                | KvError::UnknownSequence { .. }
+                | KvError::SequenceExists { .. }
+                | KvError::WritesPending { .. }
+                | KvError::Range { .. }
+                | KvError::Broken { .. },
+            )
+            | SchedError::Broken { .. } => Self::internal(text),
+        }
+    }
+}

@@ -1,7 +1,11 @@
 //! The one crate that knows Python: thin wrappers around the four others, no policy of its own.
 
+mod buffer;
 mod checkpoint;
+mod cpu;
 mod error;
+mod sample;
+mod sched;
 
 use pyo3::prelude::*;
 
@@ -12,6 +16,12 @@ mod _core {
 
     #[pymodule_export]
     use super::checkpoint::{Checkpoint, open_checkpoint};
+    #[pymodule_export]
+    use super::cpu::{CpuExecutor, cpu_info, peak_flops, read_bandwidth};
+    #[pymodule_export]
+    use super::sample::{Sample, Sampler, StopMatcher, sample, token_logprobs};
+    #[pymodule_export]
+    use super::sched::{Scheduler, StepPlan};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

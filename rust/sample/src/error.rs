@@ -2,7 +2,6 @@
 
 /// An error of sampling one row, of its settings, or of a set of stop strings.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
 pub enum SampleError {
     /// A setting or argument is outside its range.
     #[error("{field}: got {got}, expected {expected}")]

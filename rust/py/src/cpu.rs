@@ -1,0 +1,187 @@
+//! `_core.CpuExecutor`, and what the CPU backend knows about this machine.
+
+use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyrite_cpu::cores;
+use pyrite_cpu::error::CpuError;
+use pyrite_cpu::executor::{Executor, ExecutorConfig};
+use pyrite_cpu::isa::Isa;
+use pyrite_cpu::probe::{self, PeakKind};
+use pyrite_cpu::program::Program;
+use pyrite_cpu::step::{GroupView, StepView};
+use pyrite_cpu::tensor::DType;
+use pyrite_cpu::weights::Interrupted;
+
+use crate::buffer::not_contiguous;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Fault, detached};
+use crate::sched::StepPlan;
+
+/// A packed model, its KV blocks and its threads: runs one program on the CPU.
+#[pyclass(module = "pyrite._core")]
+pub(crate) struct CpuExecutor {
+    inner: Executor,
+    vocab_size: usize,
+}
+
+#[pymethods]
+impl CpuExecutor {
+    #[new]
+    #[pyo3(signature = (program, checkpoint, *, block_size, num_blocks, max_tokens, max_rows, max_seqs, kv_dtype,
+        weight_dtype, num_threads, isa, progress))]
+    fn new(
+        py: Python<'_>,
+        program: &str,
+        checkpoint: &Checkpoint,
+        block_size: usize,
+        num_blocks: Vec<usize>,
+        max_tokens: usize,
+        max_rows: usize,
+        max_seqs: usize,
+        kv_dtype: &str,
+        weight_dtype: Option<&str>,
+        num_threads: usize,
+        isa: Option<&str>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let config = ExecutorConfig {
+            block_size,
+            num_blocks,
+            max_tokens,
+            max_rows,
+            max_seqs,
+            kv_dtype: parse_dtype("kv_dtype", kv_dtype)?,
+            weight_dtype: weight_dtype.map(|name| parse_dtype("weight_dtype", name)).transpose()?,
+            num_threads,
+            isa: isa.map_or_else(|| Ok(Isa::detect()), parse_isa)?,
+        };
+        let program = Program::from_json(program).map_err(Fault::from)?;
+        let vocab_size = program.vocab_size;
+        let mut raised: Option<PyErr> = None;
+        let mut report = |done: u64, total: u64| {
+            let told = Python::attach(|py| {
+                py.check_signals()?;
+                progress.as_ref().map_or(Ok(()), |call| call.call1(py, (done, total)).map(drop))
+            });
+            told.map_err(|error| {
+                raised = Some(error);
+                Interrupted
+            })
+        };
+        let loaded = detached(py, || Executor::load(program, &checkpoint.inner, config, &mut report));
+        match (loaded, raised) {
+            (_, Some(error)) => Err(error),
+            (Ok(inner), None) => Ok(Self { inner, vocab_size }),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Run one step with the GIL released; writes the first R rows of `logits`.
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        plan: &StepPlan,
+        mut logits: PyReadwriteArray2<'_, f32>,
+    ) -> PyResult<()> {
+        let (rows, width) = (logits.shape()[0], logits.shape()[1]);
+        let wanted = plan.inner.logit_rows.len();
+        if rows < wanted || width != self.vocab_size {
+            let fault =
+                Fault::new("ShapeError", "the array does not hold this step's logits").field("logits");
+            let expected = format!("[at least {wanted}, {}]", self.vocab_size);
+            return Err(fault.got(format!("[{rows}, {width}]")).expected(expected).into());
+        }
+        let logits = logits.as_slice_mut().map_err(|_| not_contiguous("logits"))?;
+        let logits = &mut logits[..wanted * width];
+        let plan = &plan.inner;
+        let groups: Vec<GroupView<'_>> = plan
+            .groups
+            .iter()
+            .map(|group| GroupView {
+                block_tables: &group.block_tables,
+                max_blocks: group.max_blocks as usize,
+                slot_mapping: &group.slot_mapping,
+                block_copies: &group.block_copies,
+            })
+            .collect();
+        let step = StepView {
+            token_ids: &plan.token_ids,
+            positions: &plan.positions,
+            cu_seqlens_q: &plan.cu_seqlens_q,
+            seq_lens: &plan.seq_lens,
+            logit_rows: &plan.logit_rows,
+            groups: &groups,
+        };
+        let inner = &mut self.inner;
+        detached(py, || inner.run(&step, logits))
+    }
+
+    /// Instruction level, threads, and bytes of weights, KV blocks and scratch.
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let info = self.inner.info();
+        let all = PyDict::new(py);
+        all.set_item("isa", info.isa.name())?;
+        all.set_item("num_threads", info.num_threads)?;
+        all.set_item("weight_bytes", info.weight_bytes)?;
+        all.set_item("kv_bytes", info.kv_bytes)?;
+        all.set_item("scratch_bytes", info.scratch_bytes)?;
+        Ok(all)
+    }
+}
+
+/// The processor as pyrite sees it.
+#[pyfunction]
+pub(crate) fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let all = PyDict::new(py);
+    let levels: Vec<_> = Isa::ALL.into_iter().filter(|isa| isa.is_supported()).map(Isa::name).collect();
+    all.set_item("isa", Isa::detect().name())?;
+    all.set_item("isa_levels", levels)?;
+    all.set_item("physical_cores", cores::physical_cores())?;
+    Ok(all)
+}
+
+/// GB/s of `repeats` sequential reads of `num_bytes` shared by `num_threads` threads.
+#[pyfunction]
+pub(crate) fn read_bandwidth(
+    py: Python<'_>,
+    num_bytes: usize,
+    num_threads: usize,
+    repeats: usize,
+) -> PyResult<Vec<f64>> {
+    detached(py, || probe::read_bandwidth(num_bytes, num_threads, repeats))
+}
+
+/// FLOP/s of register-resident multiply-adds.
+#[pyfunction]
+pub(crate) fn peak_flops(
+    py: Python<'_>,
+    kind: &str,
+    num_threads: usize,
+    repeats: usize,
+) -> PyResult<Vec<f64>> {
+    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16"))?;
+    detached(py, || probe::peak_flops(kind, num_threads, repeats))
+}
+
+fn parse_dtype(field: &str, name: &str) -> PyResult<DType> {
+    DType::from_name(name).ok_or_else(|| unknown(field, name, "float32, float16, bfloat16"))
+}
+
+fn parse_isa(name: &str) -> PyResult<Isa> {
+    let isa = Isa::from_name(name)
+        .ok_or_else(|| unknown("PYRITE_CPU_ISA", name, "scalar, avx2, avx512, avx512bf16"))?;
+    if isa.is_supported() {
+        return Ok(isa);
+    }
+    let what = format!("this processor has no {name}");
+    Err(Fault::from(CpuError::Config { field: "PYRITE_CPU_ISA", what }).into())
+}
+
+fn unknown(field: &str, got: &str, expected: &str) -> PyErr {
+    Fault::new("ConfigError", "unknown value")
+        .field(field)
+        .got(got)
+        .expected(format!("one of {expected}"))
+        .into()
+}

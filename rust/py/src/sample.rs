@@ -1,0 +1,128 @@
+//! `_core.Sampler`, `_core.Sample`, `_core.sample`, `_core.token_logprobs` and `_core.StopMatcher`.
+
+use numpy::PyReadonlyArray2;
+use pyo3::prelude::*;
+use pyrite_sample as core;
+
+use crate::buffer::LogitRows;
+use crate::error::{Fault, detached};
+
+/// Token ids with their logprobs, best first.
+type Ranked = Vec<(u32, f32)>;
+
+/// How one completion's tokens are drawn. Immutable.
+#[pyclass(frozen, module = "pyrite._core")]
+pub(crate) struct Sampler {
+    inner: core::Sampler,
+}
+
+#[pymethods]
+impl Sampler {
+    #[new]
+    #[pyo3(signature = (*, temperature, top_k, top_p, min_p, seed, stream, vocab_limit, logprobs))]
+    fn new(
+        temperature: f32,
+        top_k: i64,
+        top_p: f32,
+        min_p: f32,
+        seed: u64,
+        stream: u64,
+        vocab_limit: usize,
+        logprobs: Option<u32>,
+    ) -> PyResult<Self> {
+        let top_k = if top_k == -1 { 0 } else { top_k };
+        let top_k = u32::try_from(top_k).map_err(|_| {
+            Fault::new("RequestError", "out of range")
+                .field("top_k")
+                .got(top_k)
+                .expected("-1 (off) or 0 to 2^32 - 1")
+        })?;
+        let config =
+            core::SamplerConfig { temperature, top_k, top_p, min_p, seed, stream, vocab_limit, logprobs };
+        Ok(Self { inner: core::Sampler::new(config).map_err(Fault::from)? })
+    }
+}
+
+/// One drawn token.
+#[pyclass(frozen, get_all, module = "pyrite._core")]
+pub(crate) struct Sample {
+    token_id: u32,
+    logprob: Option<f32>,
+    rank: Option<u32>,
+    top: Ranked,
+}
+
+impl From<core::Sample> for Sample {
+    fn from(sample: core::Sample) -> Self {
+        let core::Sample { token_id, logprob, rank, top } = sample;
+        Self { token_id, logprob, rank, top }
+    }
+}
+
+/// Draw one token per request (row of logits, sampler, position of the new token in its sequence).
+#[pyfunction]
+pub(crate) fn sample(
+    py: Python<'_>,
+    logits: PyReadonlyArray2<'_, f32>,
+    requests: Vec<(usize, Py<Sampler>, u64)>,
+) -> PyResult<Vec<Option<Sample>>> {
+    let rows = LogitRows::new(&logits)?;
+    let mut work = Vec::with_capacity(requests.len());
+    for (row, sampler, position) in &requests {
+        work.push((rows.row(*row)?, &sampler.get().inner, *position));
+    }
+    detached(py, || {
+        let mut scratch = core::Scratch::new();
+        work.iter()
+            .map(|(row, sampler, position)| match sampler.sample(row, *position, &mut scratch) {
+                Ok(sample) => Ok(Some(sample.into())),
+                Err(core::SampleError::NonFinite { .. } | core::SampleError::NoFiniteLogit { .. }) => {
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            })
+            .collect()
+    })
+}
+
+/// Logprob, rank and the most likely tokens of `token_id` in a row's raw distribution.
+#[pyfunction]
+#[pyo3(signature = (logits, row, token_id, top, vocab_limit))]
+pub(crate) fn token_logprobs(
+    py: Python<'_>,
+    logits: PyReadonlyArray2<'_, f32>,
+    row: usize,
+    token_id: u32,
+    top: u32,
+    vocab_limit: usize,
+) -> PyResult<(f32, u32, Ranked)> {
+    let row = LogitRows::new(&logits)?.row(row)?;
+    let found =
+        detached(py, || core::token_logprobs(row, vocab_limit, token_id, top, &mut core::Scratch::new()))?;
+    Ok((found.logprob, found.rank, found.top))
+}
+
+/// Finds the first of some stop strings in a growing text, in linear time.
+#[pyclass(module = "pyrite._core")]
+pub(crate) struct StopMatcher {
+    inner: core::StopMatcher,
+}
+
+#[pymethods]
+impl StopMatcher {
+    #[new]
+    fn new(stops: Vec<String>) -> PyResult<Self> {
+        Ok(Self { inner: core::StopMatcher::new(&stops).map_err(Fault::from)? })
+    }
+
+    /// Feed the next piece of text; returns the text that is safe to release and the index of a stop string found.
+    fn push(&mut self, text: &str) -> (String, Option<usize>) {
+        let core::Push { released, matched } = self.inner.push(text);
+        (released, matched)
+    }
+
+    /// The text still held back, when the sequence ended for another reason.
+    fn flush(&mut self) -> String {
+        self.inner.flush()
+    }
+}

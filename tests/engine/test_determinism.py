@@ -1,0 +1,171 @@
+"""One answer: a request's tokens and logprobs do not depend on anything that runs beside it or on how it was cut up.
+
+Run on the starter model and on tiny checkpoints of every family, greedy and sampled requests mixed. The planted
+breaches at the end show that this very comparison would notice.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from pyrite import LLM, SamplingParams
+from pyrite.engine import loop
+from tiny_models import FAMILIES, ORDINARY_IDS, tiny
+
+Fingerprint = list[tuple[tuple[int, ...], tuple[float, ...]]]
+
+BASE: dict[str, Any] = {"max_model_len": 256, "num_threads": 2, "max_num_seqs": 16, "seed": 0}
+
+
+def requests(count: int, longest: int, max_tokens: int) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
+    """Prompts of mixed length, some sharing a prefix, with greedy and sampled parameters mixed."""
+    rng = random.Random(7)
+    shared = rng.choices(ORDINARY_IDS, k=40)
+    prompts, params = [], []
+    for index in range(count):
+        own = rng.choices(ORDINARY_IDS, k=rng.randint(1, longest))
+        prompts.append({"prompt_token_ids": shared + own[: longest - 40] if index % 4 == 0 else own})
+        params.append(
+            SamplingParams(
+                temperature=(0.0, 0.8, 1.3)[index % 3],
+                top_k=(0, 20)[index % 2],
+                top_p=0.95,
+                seed=index,
+                max_tokens=max_tokens - index % 5,
+                ignore_eos=True,
+                logprobs=2,
+            )
+        )
+    return prompts, params
+
+
+def fingerprint(llm: LLM, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> Fingerprint:
+    """Token ids and logprobs, exactly."""
+    found = []
+    for output in llm.generate(list(prompts), list(params), use_tqdm=False):
+        completion = output.outputs[0]
+        assert completion.finish_reason == "length", completion.error
+        assert completion.logprobs is not None
+        numbers = [logprob.logprob for entry in completion.logprobs for logprob in entry.values()]
+        found.append((tuple(completion.token_ids), tuple(numbers)))
+    return found
+
+
+def one_at_a_time(llm: LLM, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> Fingerprint:
+    return [fingerprint(llm, [prompt], [param])[0] for prompt, param in zip(prompts, params, strict=True)]
+
+
+def test_sixty_four_at_once_equal_one_at_a_time() -> None:
+    """On the starter model, with its throughput: batching must pay as well as change nothing."""
+    prompts, params = requests(64, 120, 32)
+    with LLM(**BASE, enable_prefix_caching=False) as llm:
+        llm.generate(prompts[:2], params[:2], use_tqdm=False)
+        before = llm.metrics()
+        started = time.perf_counter()
+        together = fingerprint(llm, prompts, params)
+        batched_s = time.perf_counter() - started
+        after = llm.metrics()
+        started = time.perf_counter()
+        alone = one_at_a_time(llm, prompts, params)
+        serial_s = time.perf_counter() - started
+    assert together == alone
+    steps = after["decode_steps"] - before["decode_steps"]
+    assert (after["decode_tokens"] - before["decode_tokens"]) / steps >= 8
+    # bench/cpu/bench_engine.py measures the ratio (at least 2); a busy machine may not fail a test of equality.
+    assert batched_s < serial_s
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_around_a_request_changes_it(family: str) -> None:
+    """Budgets, block sizes, threads, prefix hits and a pool that is too small."""
+    prompts, params = requests(10, 100, 20)
+    folder = str(tiny(family))
+    with LLM(folder, **BASE) as llm:
+        golden = one_at_a_time(llm, prompts, params)
+    variants: dict[str, dict[str, Any]] = {
+        "budget-16": {"max_num_batched_tokens": 16},
+        "budget-61": {"max_num_batched_tokens": 61},
+        "budget-512": {"max_num_batched_tokens": 512},
+        "block-16": {"block_size": 16},
+        "block-32": {"block_size": 32, "max_num_batched_tokens": 61},
+        "one-thread": {"num_threads": 1},
+        "three-threads": {"num_threads": 3, "max_num_batched_tokens": 61},
+        "no-prefix-cache": {"enable_prefix_caching": False},
+        "two-at-a-time": {"max_num_seqs": 2},
+    }
+    for name, changes in variants.items():
+        with LLM(folder, **{**BASE, **changes}) as llm:
+            assert fingerprint(llm, prompts, params) == golden, name
+            again = llm.metrics()["prefix_hit_tokens"]
+            assert fingerprint(llm, prompts, params) == golden, f"{name}, second time"
+            hits = llm.metrics()["prefix_hit_tokens"] - again
+            assert (hits > 0) == (name != "no-prefix-cache"), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_preemption_changes_nothing(family: str) -> None:
+    """A pool so small that running requests lose their blocks and are recomputed."""
+    prompts, params = requests(8, 90, 40)
+    folder = str(tiny(family))
+    with LLM(folder, **BASE) as llm:
+        golden = one_at_a_time(llm, prompts, params)
+        roomy = llm.metrics()
+    tight = {**BASE, "max_model_len": 144, "block_size": 16, "kv_cache_memory": _bytes_for(roomy, 10, 16)}
+    with LLM(folder, **tight) as llm:
+        assert fingerprint(llm, prompts, params) == golden
+        metrics = llm.metrics()
+        assert metrics["preemptions"] > 0
+        assert metrics["group0_free"] + metrics["group0_cached"] == metrics["group0_total"]
+
+
+def _bytes_for(metrics: dict[str, Any], blocks: int, block_size: int) -> int:
+    """KV bytes that give about `blocks` blocks of `block_size` tokens, from an engine with the default block size."""
+    per_token = metrics["kv_bytes"] / (metrics["group0_total"] * 32)
+    return int(per_token * blocks * block_size)
+
+
+class TestPlantedBreaches:
+    """The comparison above, with one rule of the contract broken on purpose: it must fail."""
+
+    def differs(self) -> bool:
+        prompts, params = requests(8, 60, 16)
+        with LLM(str(tiny("llama")), **BASE, enable_prefix_caching=False) as llm:
+            return fingerprint(llm, prompts, params) != one_at_a_time(llm, prompts, params)
+
+    def test_nothing_planted(self) -> None:
+        assert not self.differs()
+
+    def test_a_sum_split_by_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Partial sums whose number depends on how many sequences run: the last bit of some logits moves."""
+        from pyrite.backends.cpu import CpuBackend
+
+        run = CpuBackend.run
+
+        def split_by_load(self: CpuBackend, plan: Any) -> np.ndarray:
+            logits = run(self, plan)
+            parts = len(plan.seqs)
+            return ((logits * np.float32(1 / parts)) * np.float32(parts)) if parts > 1 else logits
+
+        monkeypatch.setattr(CpuBackend, "run", split_by_load)
+        assert self.differs()
+
+    def test_a_stream_of_random_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Draws taken from one stream in order of execution instead of by position."""
+        sample = loop._core.sample
+        drawn = iter(range(1 << 30))
+
+        class Core:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(core, name)
+
+            def sample(self, logits: np.ndarray, wanted: Sequence[tuple[int, Any, int]]) -> Any:
+                return sample(logits, [(row, sampler, next(drawn)) for row, sampler, _ in wanted])
+
+        core = loop._core
+        monkeypatch.setattr(loop, "_core", Core())
+        assert self.differs()
