@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+
 from pyrite.errors import BackendError, InternalError
 from pyrite.models import program as ir
 
