@@ -12,6 +12,7 @@ from pyrite.text.folder import MAX_TEMPLATE_BYTES, named_tokens, read_object, re
 
 if TYPE_CHECKING:
     import jinja2
+
     from pyrite.text.sandbox import TemplateEnvironment
 
 _FILE = "chat_template.jinja"
@@ -179,6 +180,7 @@ def _compile(source: str, field: str) -> tuple[TemplateEnvironment, jinja2.Templ
             "the chat template is too large", got=len(source), expected=f"at most {MAX_TEMPLATE_BYTES}", field=field
         )
     import jinja2
+
     from pyrite.text.sandbox import TemplateEnvironment
 
     environment = TemplateEnvironment()
@@ -194,6 +196,7 @@ def _compile(source: str, field: str) -> tuple[TemplateEnvironment, jinja2.Templ
 def _refusal(error: Exception) -> RequestError:
     """What a failed rendering means to the caller."""
     import jinja2
+
     from pyrite.text.sandbox import TemplateLimitError
 
     if isinstance(error, TemplateLimitError):
