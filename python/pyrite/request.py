@@ -322,7 +322,7 @@ def check_token_ids(place: str, ids: Sequence[object], vocab_size: int) -> tuple
     for index, token_id in enumerate(ids):
         if isinstance(token_id, bool) or not isinstance(token_id, numbers.Integral):
             raise _bad_id("not a token id", place, index, token_id, expected)
-        if not 0 <= token_id < vocab_size:
+        if not 0 <= int(token_id) < vocab_size:
             raise _bad_id("token id outside the vocabulary", place, index, token_id, expected)
         checked.append(int(token_id))
     return tuple(checked)

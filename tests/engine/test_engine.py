@@ -413,3 +413,89 @@ def test_cancel_is_answered_within_one_step(rig):
 def test_surplus_rows_are_never_drawn(rig):
     output = rig().one("a", temperature=2.0, seed=1, max_tokens=100, ignore_eos=True)
     assert max(output.outputs[0].token_ids) < VOCAB_LIMIT
+
+
+def test_cancel_while_queued(rig):
+    engine = rig(max_num_seqs=1)
+    resume = threading.Event()
+    engine.backend.fail_on = lambda step: resume.wait(5) if step == 2 else None
+    first = engine.stream(prompt_of(5), temperature=0.0, max_tokens=5, ignore_eos=True)
+    next(first)
+    queued = engine.stream("never runs", max_tokens=5)
+    queued.close()
+    resume.set()
+    assert list(first)[-1].outputs[0].token_ids == greedy(prompt_of(5), 5, stops=())
+    assert engine.wait_idle()["num_finished_abort"] == 1
+
+
+def test_cancel_in_the_middle_of_a_prompt(rig):
+    engine = rig(max_num_batched_tokens=16)
+    reached, resume = threading.Event(), threading.Event()
+
+    def wait(step):
+        if step == 3:
+            reached.set()
+            resume.wait(5)
+
+    engine.backend.fail_on = wait
+    stream = engine.stream(prompt_of(200), max_tokens=5)
+    assert reached.wait(5)
+    stream.close()
+    resume.set()
+    metrics = engine.wait_idle()
+    assert engine.backend.steps == 3 and metrics["num_generated_tokens"] == 0
+
+
+WINDOWS = [((None, 64),), ((20, 40), (None, 64)), ((None, 64), (1, 40), (33, 40))]
+
+
+@pytest.mark.parametrize("groups", WINDOWS, ids=["full", "window and full", "full and two windows"])
+@pytest.mark.parametrize("budget", [5, 16, 61, 512])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_tokens_do_not_depend_on_how_they_are_computed(rig, groups, budget, block_size):
+    prompts = [prompt_of(n, n) for n in (1, 16, 17, 40, 90)]
+    engine = rig(groups=groups, max_num_batched_tokens=budget, block_size=block_size)
+    outputs = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+    assert [o.outputs[0].token_ids for o in outputs] == [greedy(p, 20, stops=()) for p in prompts]
+
+
+def test_prefix_cache_changes_no_token_and_is_counted(rig):
+    engine = rig()
+    prompt = prompt_of(100)
+    first, second = (engine.one(prompt, temperature=0.0, max_tokens=8, ignore_eos=True) for _ in range(2))
+    assert first.outputs[0].token_ids == second.outputs[0].token_ids == greedy(prompt, 8, stops=())
+    assert first.num_cached_tokens == 0 and second.num_cached_tokens == 96
+    metrics = engine.engine.metrics()
+    assert metrics["prefix_hit_tokens"] == metrics["num_cached_tokens"] == 96
+    off = rig(enable_prefix_caching=False)
+    for _ in range(2):
+        assert off.one(prompt, temperature=0.0, max_tokens=8, ignore_eos=True).num_cached_tokens == 0
+
+
+def test_preempted_requests_give_the_same_tokens_and_logprobs(rig):
+    prompts = [prompt_of(34, 1), prompt_of(35, 2), prompt_of(20, 3)]
+    params = [SamplingParams(seed=s, max_tokens=50, ignore_eos=True, logprobs=1) for s in range(3)]
+    small = rig(groups=((None, 7),), max_model_len=100)
+    outputs = small.generate(prompts, params)
+    metrics = small.engine.metrics()
+    assert metrics["preemptions"] > 0
+    assert sum(o.metrics.preemptions for o in outputs) == metrics["preemptions"]
+    for output, expected in zip(outputs, rig().generate(prompts, params), strict=True):
+        assert output.outputs[0].token_ids == expected.outputs[0].token_ids
+        assert output.outputs[0].logprobs == expected.outputs[0].logprobs
+
+
+def test_a_sequence_the_pool_cannot_hold_ends_with_an_error(rig):
+    engine = rig(groups=((None, 4),), max_model_len=256)
+    output = engine.one(prompt_of(100), max_tokens=100)
+    assert output.outputs[0].finish_reason == "error" and "CapacityError" in (output.outputs[0].error or "")
+    assert engine.one(prompt_of(10), temperature=0.0, max_tokens=5).outputs[0].error is None
+
+
+def test_logprobs_of_generated_tokens_survive_prompt_logprobs_and_preemption(rig):
+    prompts = [prompt_of(34, 1), prompt_of(35, 2), prompt_of(20, 3)]
+    params = SamplingParams(seed=1, max_tokens=50, ignore_eos=True, prompt_logprobs=1)
+    small = rig(groups=((None, 7),), max_model_len=100)
+    for output, expected in zip(small.generate(prompts, params), rig().generate(prompts, params), strict=True):
+        assert output.prompt_logprobs == expected.prompt_logprobs
+        assert None not in (output.prompt_logprobs or [None])[1:]
