@@ -1,14 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
-try:
-    from pyrite._core import Scheduler  # noqa: F401
-except ImportError:
-    import fakes
-
-    fakes.install()
-
 from rig import Rig
 
 

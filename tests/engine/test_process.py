@@ -16,7 +16,6 @@ HERE = Path(__file__).parent
 PRELUDE = """
 import sys, time, os, threading
 sys.path.insert(0, {here!r})
-import conftest
 from rig import Rig
 from pyrite.errors import BackendError
 from pyrite.params import SamplingParams

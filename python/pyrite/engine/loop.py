@@ -95,7 +95,7 @@ def _sample(plan: _core.StepPlan, logits: np.ndarray, running: Running, result: 
         if completion.index == 0 and handle.request.params.prompt_logprobs is not None:
             row_positions = [int(positions[logit_rows[row]]) for row in rows]
             try:
-                result.prompt_rows[seq_id] = _prompt_rows(handle, logits, rows, row_positions)
+                result.prompt_rows[seq_id] = _prompt_rows(handle, completion, logits, rows, row_positions)
             except Exception as error:
                 result.failed[seq_id] = f"prompt_logprobs: {type(error).__name__}: {error}"
                 continue
@@ -109,13 +109,16 @@ def _sample(plan: _core.StepPlan, logits: np.ndarray, running: Running, result: 
             result.samples[seq_id] = sample
 
 
-def _prompt_rows(handle: RequestHandle, logits: np.ndarray, rows: range, row_positions: list[int]) -> list[PromptRow]:
+def _prompt_rows(
+    handle: RequestHandle, completion: CompletionState, logits: np.ndarray, rows: range, row_positions: list[int]
+) -> list[PromptRow]:
     """Logprobs of the prompt tokens that these rows predict. The row at position p predicts the token at p + 1."""
-    request = handle.request
+    token_ids = handle.request.prompt_token_ids
+    wanted = handle.request.params.prompt_logprobs or 0
     found = []
     for row, position in zip(rows, row_positions, strict=True):
         if handle.wants_prompt_row(position + 1):
-            token_id = request.prompt_token_ids[position + 1]
-            logprob, rank, top = _core.token_logprobs(logits, row, token_id, request.params.prompt_logprobs or 0)
+            token_id = token_ids[position + 1]
+            logprob, rank, top = _core.token_logprobs(logits, row, token_id, wanted, completion.vocab_limit)
             found.append((position + 1, token_id, logprob, rank, top))
     return found

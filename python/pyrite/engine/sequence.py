@@ -70,6 +70,7 @@ class CompletionState:
         self.seq_id = seq_id
         self.index = index
         self.request = request
+        self.vocab_limit = vocab_limit
         self.sampler = _core.Sampler(
             temperature=0.0 if params.greedy else params.temperature,
             top_k=params.top_k,
