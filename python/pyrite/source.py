@@ -41,18 +41,21 @@ def resolve_folder(model: str | os.PathLike[str] | None, revision: str | None = 
         return _folder(STARTER_FOLDER, revision)
     if not isinstance(model, str | os.PathLike):
         raise ConfigError("not a model", got=describe(model), expected="a folder or a Hub id", field="model")
-    path = Path(model).expanduser()
-    try:
-        if path.is_dir():
-            return _folder(path, revision)
-    except (OSError, ValueError):
-        pass
-    name = os.fspath(model)
+    name, path = os.fspath(model), Path(model).expanduser()
+    if name and _is_dir(path):
+        return _folder(path, revision)
     if not isinstance(model, str) or not _HUB_ID.fullmatch(name) or ".." in name or path.exists():
         raise ConfigError(
             "no such model folder", got=describe(name), expected="a folder or a Hub id like org/name", field="model"
         )
     return _fetch(name, revision)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
 
 
 def _folder(path: Path, revision: str | None) -> Path:
