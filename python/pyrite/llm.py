@@ -89,6 +89,7 @@ class LLM:
         generation = _generation_config(opened.folder)
         plan = plan_memory(opened, config)
         _logger.info("memory plan: %s", plan)
+        self._planned = {name: getattr(plan, name) for name in ("weight_bytes", "kv_bytes", "scratch_bytes")}
         vocab_size = opened.program.vocab_size
         with tqdm(desc="loading", unit="B", unit_scale=True, delay=1.0, leave=False) as bar:
             self._engine = build_engine(
@@ -231,8 +232,8 @@ class LLM:
         return prompts[0].text or ""
 
     def metrics(self) -> dict[str, float]:
-        """Sums over all finished requests, the scheduler's counters and gauges, and `mean_decode_batch`."""
-        return self._engine.metrics()
+        """Sums over all finished requests, the scheduler's counters and gauges, mean_decode_batch, bytes as planned."""
+        return {**self._engine.metrics(), **self._planned}
 
     def close(self) -> None:
         """Abort what runs and free the memory. Idempotent; also done at exit, and when the object is collected."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyrite
 import pytest
 from pyrite import LLM, SamplingParams
 from pyrite.engine import loop
@@ -114,19 +115,13 @@ def test_preemption_changes_nothing(family: str) -> None:
     folder = str(tiny(family))
     with LLM(folder, **BASE) as llm:
         golden = one_at_a_time(llm, prompts, params)
-        roomy = llm.metrics()
-    tight = {**BASE, "max_model_len": 144, "block_size": 16, "kv_cache_memory": _bytes_for(roomy, 10, 16)}
+    ten_blocks = pyrite.plan(folder, max_model_len=160, max_num_seqs=1, block_size=16).kv_bytes
+    tight = {**BASE, "max_model_len": 144, "block_size": 16, "kv_cache_memory": ten_blocks}
     with LLM(folder, **tight) as llm:
         assert fingerprint(llm, prompts, params) == golden
         metrics = llm.metrics()
         assert metrics["preemptions"] > 0
         assert metrics["group0_free"] + metrics["group0_cached"] == metrics["group0_total"]
-
-
-def _bytes_for(metrics: dict[str, Any], blocks: int, block_size: int) -> int:
-    """KV bytes that give about `blocks` blocks of `block_size` tokens, from an engine with the default block size."""
-    per_token = metrics["kv_bytes"] / (metrics["group0_total"] * 32)
-    return int(per_token * blocks * block_size)
 
 
 class TestPlantedBreaches:
