@@ -66,6 +66,9 @@ impl DType {
     }
 }
 
+/// Size and alignment of a huge page.
+const HUGE: usize = 2 << 20;
+
 /// A zeroed buffer on a 2 MiB boundary when large (so that huge pages can back it), else on 128 bytes.
 pub struct AlignedBytes {
     pointer: NonNull<u8>,
@@ -83,17 +86,15 @@ impl AlignedBytes {
     /// # Errors
     /// [`CpuError::OutOfMemory`] when the system has no such block.
     pub fn zeroed(bytes: usize) -> Result<Self, CpuError> {
-        const HUGE: usize = 2 << 20;
         let align = if bytes >= HUGE { HUGE } else { 128 };
         let refuse = || CpuError::OutOfMemory { needed_bytes: bytes };
         let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| refuse())?;
+        #[cfg(target_os = "linux")]
+        if align == HUGE {
+            return Ok(Self { pointer: map_huge(layout.size()).ok_or_else(refuse)?, layout });
+        }
         // SAFETY: the layout has a non-zero size.
         let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refuse)?;
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE {
-            // SAFETY: the range is ours; the advice changes no content, and failing to take it is harmless.
-            unsafe { libc::madvise(pointer.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
-        }
         Ok(Self { pointer, layout })
     }
 
@@ -127,8 +128,44 @@ impl AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        if self.layout.align() == HUGE {
+            // SAFETY: mapped in `zeroed` with this size, nothing borrows it any more.
+            unsafe { libc::munmap(self.pointer.as_ptr().cast(), self.layout.size()) };
+            return;
+        }
         // SAFETY: allocated in `zeroed` with this layout.
         unsafe { dealloc(self.pointer.as_ptr(), self.layout) }
+    }
+}
+
+/// Map zeroed memory that huge pages may back, on a 2 MiB boundary. The allocator would touch every page to
+/// clear it, before it could be told about huge pages; here pages come when a worker first writes them.
+#[cfg(target_os = "linux")]
+fn map_huge(bytes: usize) -> Option<NonNull<u8>> {
+    let whole = bytes.checked_next_multiple_of(HUGE)?;
+    let mapped = whole.checked_add(HUGE)?;
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a fresh anonymous mapping, of which all but `bytes` from the boundary on is returned at once.
+    unsafe {
+        let base = libc::mmap(std::ptr::null_mut(), mapped, access, kind, -1, 0);
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        let before = base.cast::<u8>().align_offset(HUGE);
+        let pointer = base.cast::<u8>().add(before);
+        if before > 0 {
+            libc::munmap(base, before);
+        }
+        // The kernel counts in pages: keep the one that holds the last byte.
+        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096);
+        let kept = bytes.next_multiple_of(page);
+        if before + kept < mapped {
+            libc::munmap(pointer.add(kept).cast(), mapped - before - kept);
+        }
+        // Failing to take the advice is harmless.
+        libc::madvise(pointer.cast(), kept, libc::MADV_HUGEPAGE);
+        NonNull::new(pointer)
     }
 }
 

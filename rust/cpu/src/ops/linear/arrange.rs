@@ -1,21 +1,21 @@
 //! Activations in the order in which the tile kernels read them.
 //!
-//! Tokens are cut into tiles of at most [`max_tokens`] of nearly equal size. A tile of `T` tokens is stored as
+//! Tokens are cut into tiles of at most `max_tokens` of nearly equal size. A tile of `T` tokens is stored as
 //! `[col][T]` f32, or for [`Chain::Dot`] as `[col / 2][T][2]` bf16 with a zero in a missing last column.
 
 use super::tile::{Chain, SPAN};
 use crate::isa::Isa;
 use crate::tensor::Rows;
 
-/// Most tokens of one tile at a level.
-pub(super) fn max_tokens(isa: Isa) -> usize {
-    match isa {
-        Isa::Scalar => 12,
+/// Most tokens of one tile.
+fn max_tokens(isa: Isa, chain: Chain) -> usize {
+    match (isa, chain) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::avx2::MAX_TOKENS,
+        (Isa::Avx2, Chain::F32 | Chain::F16) => super::avx2::MAX_TOKENS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => super::avx512::MAX_TOKENS,
-        #[cfg(not(target_arch = "x86_64"))]
+        (Isa::Avx2, _) => super::avx2::MAX_TOKENS_BF16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => super::avx512::MAX_TOKENS,
         _ => 12,
     }
 }
@@ -32,13 +32,18 @@ pub(super) struct Tiles {
 impl Tiles {
     pub(super) fn new(isa: Isa, chain: Chain, tokens: usize, cols: usize) -> Self {
         let words = if chain == Chain::Dot { cols.div_ceil(2) } else { cols };
-        Self { tokens, count: tokens.div_ceil(max_tokens(isa)), words }
+        Self { tokens, count: tokens.div_ceil(max_tokens(isa, chain)), words }
     }
 
     /// First token and number of tokens of a tile.
     pub(super) fn range(&self, tile: usize) -> (usize, usize) {
         let begin = self.tokens * tile / self.count;
         (begin, self.tokens * (tile + 1) / self.count - begin)
+    }
+
+    /// Bytes that all tokens' activations of one span take.
+    pub(super) fn span_bytes(&self, chain: Chain) -> usize {
+        self.tokens * SPAN * if chain == Chain::Dot { 2 } else { 4 }
     }
 
     /// Byte offset of column `col` (even for bf16) of a tile.

@@ -6,9 +6,9 @@
 //! of columns, with activations rounded to bf16. Neither the number of rows, of workers, nor the tile shapes
 //! change a bit of any output, and the levels below `Avx512Bf16` agree with each other bit for bit.
 //!
-//! The forms: one row streams several panels at once, bound by memory; a few rows share one pass over the
-//! weights; many rows reuse each span of a group of panels (widened to f32 where the chain wants f32) for all
-//! tiles of tokens, bound by arithmetic. Sums wait in `out` between spans.
+//! The forms: one row streams the weights, bound by memory; a few rows share one pass over the weights; many
+//! rows reuse each span of a group of panels for all tiles of tokens, bound by arithmetic. Sums wait in `out`
+//! between spans.
 
 mod arrange;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +21,8 @@ mod transpose;
 
 pub use packed::PackedMatrix;
 
+use std::ops::Range;
+
 use arrange::{Tiles, arrange};
 use packed::PANEL;
 use tile::{Chain, SPAN, Tile};
@@ -30,18 +32,16 @@ use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows, RowsMut};
 
-/// Panels that share one pass over the activations when there are many rows.
-const GROUP: usize = 4;
-/// Tiles of tokens from which on a span of f16 or bf16 weights is widened once instead of in every tile.
-const WIDEN_TILES: usize = 3;
-/// Panels streamed side by side when there is one row.
-const STREAMS: usize = 2;
+/// Bytes of one span of weights that share a pass over the activations when those do not stay in a cache.
+const GROUP_BYTES: usize = 512 << 10;
+/// Bytes of one span of activations from which on panels are grouped.
+const MANY_BYTES: usize = 256 << 10;
 /// Bytes ahead of the reads at which weights are prefetched.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 /// Work items per worker below which tokens are split as well.
 const ITEMS_PER_WORKER: usize = 4;
 
-/// Memory that [`linear`] works in: laid out activations, and per worker one widened group of panel spans.
+/// Memory that [`linear`] works in: activations in tile order, and one row of them per worker.
 pub struct LinearScratch {
     activations: AlignedBytes,
     own: AlignedBytes,
@@ -58,8 +58,7 @@ impl LinearScratch {
         let refuse = || CpuError::OutOfMemory { needed_bytes: usize::MAX };
         let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
         let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
-        let row_bytes = words.checked_mul(2).ok_or_else(refuse)?;
-        let own_bytes = row_bytes.max(GROUP * SPAN * PANEL * 4).next_multiple_of(4096);
+        let own_bytes = words.checked_mul(2).ok_or_else(refuse)?;
         let all_own = own_bytes.checked_mul(num_workers).ok_or_else(refuse)?;
         let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
         Ok(Self { activations, own, own_bytes, num_workers })
@@ -96,6 +95,7 @@ pub fn linear(
 ) {
     assert!(isa.is_supported(), "the processor does not support this level");
     assert_eq!(x.width(), weight.cols(), "columns of x and weight");
+    assert!(weight.cols() > 0, "a weight without columns");
     assert_eq!(out.width(), weight.rows(), "columns of out, rows of weight");
     assert_eq!(x.rows(), out.rows(), "rows of x and out");
     assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "one bias per row of weight");
@@ -112,7 +112,7 @@ pub fn linear(
     let tiles = Tiles::new(isa, chain, x.rows(), weight.cols());
     let activations = lay_out(worker, isa, chain, x, tiles, scratch);
     let call = Call { isa, chain, weight, bias, out, tiles, activations };
-    call.run(worker, scratch.own(worker.index()));
+    call.run(worker);
 }
 
 /// Bring the activations into tile order; returns where they are.
@@ -163,111 +163,70 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Share the panels (and, when they are few, the tiles of tokens) over the workers.
-    fn run(&self, worker: &Worker<'_>, own: *mut u8) {
-        let simd512 = matches!(self.isa, Isa::Avx512 | Isa::Avx512Bf16);
-        let (group, streams) = match self.tiles.tokens {
-            1 if simd512 => (STREAMS, STREAMS),
-            _ if self.tiles.count < WIDEN_TILES => (1, 1),
-            _ => (GROUP, 1),
-        };
-        let narrow = matches!(self.chain, Chain::F16 | Chain::Bf16);
-        let widen = narrow && self.isa != Isa::Scalar && self.tiles.count >= WIDEN_TILES;
+    fn run(&self, worker: &Worker<'_>) {
+        let span_bytes = SPAN.min(self.weight.cols()) * PANEL * self.weight.dtype().size();
+        let many = self.tiles.span_bytes(self.chain) > MANY_BYTES;
+        let group = if many { (GROUP_BYTES / span_bytes).max(1) } else { 1 };
         let groups = self.weight.panels().div_ceil(group);
         let wanted = (ITEMS_PER_WORKER * worker.count()).div_ceil(groups.max(1));
         let parts = if worker.count() == 1 { 1 } else { wanted.clamp(1, self.tiles.count) };
         worker.share(groups * parts, |item| {
             let (first, part) = (item / parts * group, item % parts);
-            let panels = (first, group.min(self.weight.panels() - first));
-            let tiles = (self.tiles.count * part / parts, self.tiles.count * (part + 1) / parts);
-            self.item(panels, tiles, streams, widen.then_some(own));
+            let panels = first..self.weight.panels().min(first + group);
+            let tiles = self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts;
+            for col in (0..self.weight.cols()).step_by(SPAN) {
+                self.span(panels.clone(), tiles.clone(), col);
+            }
         });
     }
 
-    /// Panels `first..first + panels` for a range of tiles, span by span.
-    fn item(
-        &self,
-        (first, panels): (usize, usize),
-        tiles: (usize, usize),
-        streams: usize,
-        wide: Option<*mut u8>,
-    ) {
-        let cols = self.weight.cols();
-        for col in (0..cols).step_by(SPAN) {
-            let span = SPAN.min(cols - col);
-            let wide_bytes = SPAN * PANEL * 4;
-            if let Some(wide) = wide {
-                for panel in 0..panels {
-                    // SAFETY: a span of an existing panel; scratch holds a group of widened spans per worker.
-                    unsafe {
-                        self.widen(self.weight.at(first + panel, col), span, wide.add(panel * wide_bytes))
-                    };
-                }
-            }
-            for tile in tiles.0..tiles.1 {
-                let mut panel = 0;
-                while panel < panels {
-                    // A pair of panels where it is whole, else one by one.
-                    let step = if panels - panel >= streams { streams } else { 1 };
-                    let row = (first + panel) * PANEL;
-                    let (begin, tokens) = self.tiles.range(tile);
-                    let last = col + span == cols;
-                    let weight = match wide {
-                        Some(wide) => wide.wrapping_add(panel * wide_bytes).cast_const(),
-                        None => self.weight.at(first + panel, col),
-                    };
-                    let described = Tile {
-                        weight,
-                        panel_bytes: self.weight.panel_bytes(),
-                        ahead: if wide.is_none() && tile == tiles.0 { AHEAD } else { 0 },
-                        x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
-                        cols: span,
-                        out: self.out.as_ptr().wrapping_add(begin * self.out.stride() + row),
-                        out_stride: self.out.stride(),
-                        rows: self.weight.rows() - row,
-                        first: col == 0,
-                        bias: match self.bias {
-                            Some(bias) if last => bias[row..].as_ptr(),
-                            _ => std::ptr::null(),
-                        },
-                    };
-                    let chain = if wide.is_some() { Chain::F32 } else { self.chain };
-                    // SAFETY: the tile describes weights, activations and outputs that exist; this item alone
-                    // has these panels' outputs of these tokens; the level is supported.
-                    unsafe { kernel(self.isa, chain, step, tokens, &described) };
-                    panel += step;
-                }
+    /// One span of some panels times some tiles of tokens.
+    fn span(&self, panels: Range<usize>, tiles: Range<usize>, col: usize) {
+        let cols = SPAN.min(self.weight.cols() - col);
+        for tile in tiles.clone() {
+            let (begin, tokens) = self.tiles.range(tile);
+            // The first tile brings the span into the cache, the last one of several the span after it.
+            let ahead = if tile == tiles.start {
+                AHEAD
+            } else if tile + 1 == tiles.end {
+                SPAN * PANEL * self.weight.dtype().size()
+            } else {
+                0
+            };
+            for panel in panels.clone() {
+                let row = panel * PANEL;
+                let described = Tile {
+                    weight: self.weight.at(panel, col),
+                    ahead,
+                    x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
+                    cols,
+                    out: self.out.as_ptr().wrapping_add(begin * self.out.stride() + row),
+                    out_stride: self.out.stride(),
+                    rows: self.weight.rows() - row,
+                    first: col == 0,
+                    bias: match self.bias {
+                        Some(bias) if col + cols == self.weight.cols() => bias[row..].as_ptr(),
+                        _ => std::ptr::null(),
+                    },
+                };
+                // SAFETY: the tile describes weights, activations and outputs that exist; this item alone has
+                // these panels' outputs of these tokens; the level is supported.
+                unsafe { kernel(self.isa, self.chain, tokens, &described) };
             }
         }
-    }
-
-    /// Widen one span of one panel to f32.
-    unsafe fn widen(&self, from: *const u8, cols: usize, to: *mut u8) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's duty, passed on; only called at these levels.
-        unsafe {
-            match self.isa {
-                Isa::Avx512 | Isa::Avx512Bf16 => avx512::widen(self.chain, from, cols, to.cast()),
-                _ => avx2::widen(self.chain, from, cols, to.cast()),
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (from, cols, to);
     }
 }
 
 /// Run the level's kernel.
-unsafe fn kernel(isa: Isa, chain: Chain, panels: usize, tokens: usize, tile: &Tile) {
+unsafe fn kernel(isa: Isa, chain: Chain, tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty, passed on.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => avx512::run(chain, panels, tokens, tile),
+            Isa::Avx512 | Isa::Avx512Bf16 => avx512::run(chain, tokens, tile),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::run(chain, tokens, tile),
-            _ => {
-                let _ = panels;
-                tile::scalar(chain, tokens, tile);
-            }
+            _ => tile::scalar(chain, tokens, tile),
         }
     }
 }

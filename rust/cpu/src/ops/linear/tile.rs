@@ -1,5 +1,7 @@
 //! What every tile kernel is told, and the portable kernel that defines the numbers.
 
+use std::ops::Range;
+
 use super::packed::PANEL;
 
 /// Columns of one span: an output is the sum, in ascending order, of one chain per span.
@@ -18,28 +20,26 @@ pub(super) enum Chain {
     Dot,
 }
 
-/// One span of one or a few panels times the activations of `T` tokens.
+/// One span of one panel times the activations of `T` tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// First column of the span in the first panel.
+    /// First column of the span in the panel.
     pub(super) weight: *const u8,
-    /// Bytes from a panel to the next one.
-    pub(super) panel_bytes: usize,
-    /// How far ahead to prefetch weights, 0 when they are known to lie in the cache.
+    /// How far ahead to prefetch weights, 0 when they lie in the cache.
     pub(super) ahead: usize,
     /// `[cols][T]` f32, or for [`Chain::Dot`] `[cols / 2][T][2]` bf16.
     pub(super) x: *const u8,
     /// Columns of this span.
     pub(super) cols: usize,
-    /// First token's output of the first panel's first row.
+    /// First token's output of the panel's first row.
     pub(super) out: *mut f32,
     /// Elements from a token's outputs to the next token's.
     pub(super) out_stride: usize,
-    /// Rows that exist from the first panel's first row on.
+    /// Rows that exist from the panel's first row on.
     pub(super) rows: usize,
     /// Whether this is the first span, whose sum replaces what is in `out`.
     pub(super) first: bool,
-    /// Bias of the first panel's first row, to be added after this span; null for none.
+    /// Bias of the panel's first row, to be added after this span; null for none.
     pub(super) bias: *const f32,
 }
 
@@ -60,7 +60,7 @@ pub(super) unsafe fn scalar(chain: Chain, tokens: usize, tile: &Tile) {
             }
         }
         // SAFETY: the caller's duty, passed on.
-        unsafe { finish(&acc, tile, token) };
+        unsafe { finish(&acc, tile, token, 0..PANEL) };
     }
 }
 
@@ -78,13 +78,12 @@ unsafe fn weight(chain: Chain, panel: *const u8, col: usize, lane: usize) -> f32
     }
 }
 
-/// Add the sums of one span and one token to the outputs, row by row.
+/// Add the sums of one span, one token and some lanes to the outputs, row by row.
 ///
 /// # Safety
 /// As [`scalar`].
-#[inline]
-pub(super) unsafe fn finish(acc: &[f32; PANEL], tile: &Tile, token: usize) {
-    for (lane, &sum) in acc.iter().enumerate().take(tile.rows) {
+pub(super) unsafe fn finish(acc: &[f32; PANEL], tile: &Tile, token: usize, lanes: Range<usize>) {
+    for (lane, &sum) in acc.iter().enumerate().take(lanes.end.min(tile.rows)).skip(lanes.start) {
         // SAFETY: rows and tokens that exist, promised by the caller.
         unsafe {
             let to = tile.out.add(token * tile.out_stride + lane);
