@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::cgroup;
 
 /// Physical cores within the affinity mask, and no more than the cgroup's CPU quota (rounded up). At least 1.
 ///
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub fn physical_cores() -> usize {
     let allowed = allowed_cpus();
     let cores = distinct_cores(&allowed, Path::new("/sys/devices/system/cpu"));
-    let quota = cgroup_quota(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
+    let quota = cgroup_quota(Path::new(cgroup::OWN), Path::new(cgroup::ROOT));
     let quota = quota.map_or(usize::MAX, |cpus| cpus.ceil() as usize);
     cores.min(quota).max(1)
 }
@@ -46,32 +48,10 @@ fn distinct_cores(cpus: &[usize], sysfs: &Path) -> usize {
     cpus.iter().map(core).collect::<BTreeSet<_>>().len()
 }
 
-/// The tightest CPU quota of this process's cgroup and those above it, in processors. Reads v2 and v1.
+/// The tightest CPU quota of this process's cgroup and those above it, in processors.
 fn cgroup_quota(own: &Path, root: &Path) -> Option<f64> {
-    let text = fs::read_to_string(own).ok()?;
-    let mut quotas = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        let relative = group.trim_start_matches('/');
-        if controllers.is_empty() {
-            quotas.extend(upwards(root, relative).iter().filter_map(|folder| quota_v2(folder)));
-        } else if controllers.split(',').any(|controller| controller == "cpu") {
-            for mount in [controllers, "cpu", "cpu,cpuacct"] {
-                let folders = upwards(&root.join(mount), relative);
-                quotas.extend(folders.iter().filter_map(|folder| quota_v1(folder)));
-            }
-        }
-    }
-    quotas.into_iter().reduce(f64::min)
-}
-
-/// `root/a/b`, `root/a`, `root`. Inside a container the first ones may not exist: only the root is mounted.
-fn upwards(root: &Path, relative: &str) -> Vec<PathBuf> {
-    let inside = root.join(relative);
-    inside.ancestors().take_while(|path| path.starts_with(root)).map(Path::to_path_buf).collect()
+    let folders = cgroup::folders(own, root, "cpu");
+    folders.iter().filter_map(|folder| quota_v2(folder).or_else(|| quota_v1(folder))).reduce(f64::min)
 }
 
 /// `cpu.max`: "quota period" in microseconds, or "max period".
@@ -96,29 +76,10 @@ fn ratio(quota: &str, period: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::tests::Tree;
 
-    struct Tree(PathBuf);
-
-    impl Tree {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let root = std::env::temp_dir().join(format!("pyrite-cores-{}-{name}", std::process::id()));
-            for (path, content) in files {
-                let path = root.join(path);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, content).unwrap();
-            }
-            Self(root)
-        }
-
-        fn quota(&self) -> Option<f64> {
-            cgroup_quota(&self.0.join("cgroup"), &self.0.join("fs"))
-        }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn quota(tree: &Tree) -> Option<f64> {
+        cgroup_quota(&tree.0.join("cgroup"), &tree.0.join("fs"))
     }
 
     #[test]
@@ -153,7 +114,7 @@ mod tests {
                 ("fs/cpu.max", "400000 100000"),
             ],
         );
-        assert_eq!(v2.quota(), Some(2.5));
+        assert_eq!(quota(&v2), Some(2.5));
         let v1 = Tree::new(
             "v1",
             &[
@@ -162,7 +123,7 @@ mod tests {
                 ("fs/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
             ],
         );
-        assert_eq!(v1.quota(), Some(1.5));
+        assert_eq!(quota(&v1), Some(1.5));
         let unlimited = Tree::new(
             "none",
             &[
@@ -171,7 +132,7 @@ mod tests {
                 ("fs/cpu/cpu.cfs_period_us", "100000"),
             ],
         );
-        assert_eq!(unlimited.quota(), None);
-        assert_eq!(Tree::new("empty", &[]).quota(), None);
+        assert_eq!(quota(&unlimited), None);
+        assert_eq!(quota(&Tree::new("empty", &[])), None);
     }
 }

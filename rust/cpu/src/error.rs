@@ -25,6 +25,16 @@ pub enum CpuError {
         /// Size of the block.
         needed_bytes: usize,
     },
+    /// The model with its KV blocks and activations is larger than the memory that is left.
+    #[error(
+        "out of memory: weights, KV blocks and scratch need {needed_bytes} bytes, {available_bytes} are available"
+    )]
+    DoesNotFit {
+        /// Bytes needed.
+        needed_bytes: usize,
+        /// Bytes that the machine, or the process's control group, has left.
+        available_bytes: usize,
+    },
     /// A model folder that cannot be trusted, or a tensor that is not what the program needs.
     #[error("{file}{}: {reason}", .tensor.as_ref().map(|name| format!(", tensor {name}")).unwrap_or_default())]
     Checkpoint {

@@ -2,12 +2,14 @@
 //!
 //! It knows no Python, no scheduler and no model family. A step is one call: [`step::StepView`] in, logits out.
 
+mod cgroup;
 pub mod checkpoint;
 pub mod cores;
 pub mod error;
 pub mod executor;
 pub mod isa;
 pub mod math;
+mod memory;
 pub mod ops;
 pub mod pool;
 pub mod probe;

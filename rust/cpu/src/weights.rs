@@ -83,9 +83,7 @@ impl Weights {
                 done += sources.iter().map(|source| source.info.len).sum::<u64>();
                 continue;
             }
-            let first = sources.first().map_or(DType::F32, |source| source.dtype);
-            let same = sources.iter().all(|source| source.dtype == first);
-            let dtype = weight_dtype.unwrap_or(if same { first } else { DType::F32 });
+            let dtype = matrix_dtype(sources, weight_dtype);
             cut(sources, parameter.shape[1], items.len(), &mut pieces);
             items.push(Weight::Matrix(PackedMatrix::zeroed(parameter.shape[0], parameter.shape[1], dtype)?));
         }
@@ -95,6 +93,29 @@ impl Weights {
             progress(done, total).map_err(|Interrupted| CpuError::Interrupted)
         })?;
         Ok(weights)
+    }
+
+    /// Bytes that [`load`](Self::load) will hold.
+    ///
+    /// # Errors
+    /// Those of `load` that need no data.
+    pub fn needed_bytes(
+        program: &Program,
+        checkpoint: &Checkpoint,
+        weight_dtype: Option<DType>,
+    ) -> Result<usize, CpuError> {
+        let mut needed = 0usize;
+        for parameter in &program.parameters {
+            let sources = find(parameter, checkpoint)?;
+            let elements =
+                parameter.shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size));
+            let size = match parameter.kind {
+                ParameterKind::Vector => DType::F32.size(),
+                ParameterKind::Matrix => matrix_dtype(&sources, weight_dtype).size(),
+            };
+            needed = needed.saturating_add(elements.saturating_mul(size));
+        }
+        Ok(needed)
     }
 
     /// The matrix with that index in the program's parameters.
@@ -166,6 +187,13 @@ impl Weights {
         unsafe { matrix.pack_rows(piece.first_row, bytes, piece.dtype) };
         Ok(())
     }
+}
+
+/// The type that a matrix is kept in.
+fn matrix_dtype(sources: &[Source<'_>], wanted: Option<DType>) -> DType {
+    let first = sources.first().map_or(DType::F32, |source| source.dtype);
+    let same = sources.iter().all(|source| source.dtype == first);
+    wanted.unwrap_or(if same { first } else { DType::F32 })
 }
 
 /// Find a parameter's tensors and check that together they have its shape.

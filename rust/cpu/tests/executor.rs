@@ -210,6 +210,19 @@ fn bad_settings_are_refused() {
 }
 
 #[test]
+fn what_does_not_fit_in_memory_is_refused_before_anything_is_loaded() {
+    let (_folder, checkpoint) = checkpoint(DType::F32);
+    let huge = ExecutorConfig { num_blocks: vec![1 << 25, 1 << 25], ..config() };
+    match load(&checkpoint, &huge).map(|_| ()) {
+        Err(CpuError::DoesNotFit { needed_bytes, available_bytes }) => {
+            assert!(needed_bytes > available_bytes && needed_bytes > 3 << 37);
+        }
+        other => panic!("{other:?}"),
+    }
+    load(&checkpoint, &config()).unwrap();
+}
+
+#[test]
 fn progress_reaches_the_total_and_can_stop_the_load() {
     let (_folder, checkpoint) = checkpoint(DType::F32);
     let mut calls = Vec::new();

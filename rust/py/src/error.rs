@@ -95,7 +95,7 @@ impl From<pyrite_cpu::error::CpuError> for Fault {
                 Self::new("BackendError", text).code("threads_refused").hint("lower num_threads")
             }
             CpuError::Panicked { .. } => Self::internal(text),
-            CpuError::OutOfMemory { .. } => Self::new("CapacityError", text)
+            CpuError::OutOfMemory { .. } | CpuError::DoesNotFit { .. } => Self::new("CapacityError", text)
                 .code("out_of_memory")
                 .hint("lower kv_cache_memory or max_model_len, or close other processes"),
             CpuError::Checkpoint { file, tensor, reason } => {

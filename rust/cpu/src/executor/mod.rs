@@ -7,6 +7,7 @@ mod step_check;
 use crate::checkpoint::Checkpoint;
 use crate::error::CpuError;
 use crate::isa::Isa;
+use crate::memory;
 use crate::ops::attention::{AttentionScratch, AttentionScratchSpec, KvPool};
 use crate::ops::linear::LinearScratch;
 use crate::pool::Pool;
@@ -117,8 +118,8 @@ impl Executor {
     /// `progress` is called from this thread, several times a second, and may stop the load.
     ///
     /// # Errors
-    /// [`CpuError::Config`] for a bad setting, [`CpuError::OutOfMemory`] when weights, KV blocks or scratch do not
-    /// fit, [`CpuError::Threads`], and all of [`Weights::load`].
+    /// [`CpuError::Config`] for a bad setting, [`CpuError::DoesNotFit`] or [`CpuError::OutOfMemory`] when weights, KV
+    /// blocks or scratch do not fit, [`CpuError::Threads`], and all of [`Weights::load`].
     pub fn load(
         program: Program,
         checkpoint: &Checkpoint,
@@ -128,6 +129,7 @@ impl Executor {
         check_config(&program, &config)?;
         let limits = limits(&program, &config);
         let plan = compile(&program, config.max_tokens, config.max_rows)?;
+        check_memory(&program, checkpoint, &config, &plan)?;
         let arena = AlignedBytes::zeroed(4 * plan.arena_len)?;
         let rope = RopeScratch::new(&program, config.max_tokens)?;
         let linear = LinearScratch::new(
@@ -234,6 +236,29 @@ fn check_config(program: &Program, config: &ExecutorConfig) -> Result<(), CpuErr
             fault("num_blocks", format!("got {count}, expected 1 to {}", MAX_SLOTS / config.block_size))
         }
         None => Ok(()),
+    }
+}
+
+/// Refuse what would not fit, while nothing is allocated yet: the system grants memory that it does not have, and
+/// kills later.
+fn check_memory(
+    program: &Program,
+    checkpoint: &Checkpoint,
+    config: &ExecutorConfig,
+    plan: &Plan,
+) -> Result<(), CpuError> {
+    let weights = Weights::needed_bytes(program, checkpoint, config.weight_dtype)?;
+    let kv = program.kv_groups.iter().zip(&config.num_blocks).map(|(group, &num_blocks)| {
+        let factors =
+            [2, group.num_layers, group.num_kv_heads, group.head_dim, config.block_size, num_blocks];
+        factors.into_iter().fold(config.kv_dtype.size(), usize::saturating_mul)
+    });
+    let needed_bytes = kv.fold(weights.saturating_add(4 * plan.arena_len), usize::saturating_add);
+    match memory::available_bytes() {
+        Some(available_bytes) if needed_bytes > available_bytes => {
+            Err(CpuError::DoesNotFit { needed_bytes, available_bytes })
+        }
+        _ => Ok(()),
     }
 }
 
