@@ -2,13 +2,12 @@
 
 use std::ptr::null;
 
-use super::SPLIT;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scalar::rescale;
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd};
-use super::tile::{Keys, Tile, attend, locate, pack_queries, tile_rows};
+use super::tile::{Keys, PIECES, Tile, attend, locate, pack_queries, tile_rows};
 
 /// Keys `begin..end` of one split, in blocks of the cache.
 fn cached_keys<S: Simd>(
@@ -26,17 +25,17 @@ fn cached_keys<S: Simd>(
         first,
         len: block_size,
         pieces: 0,
-        at: [(null(), null()); SPLIT / LANES],
+        at: [null(); 3 * PIECES],
         vectors,
-        group_step: vectors * LANES,
+        k_step: vectors * LANES,
         k_stride: block_size,
         v_stride: problem.head_dim(),
-        ahead: null(),
     };
-    for position in (first..end).step_by(block_size) {
-        let block = problem.block(sequence, position, kv_head);
-        keys.at[keys.pieces] = (block.keys, block.values);
-        keys.pieces += 1;
+    keys.pieces = (end - first).div_ceil(block_size);
+    for piece in 0..keys.pieces {
+        let block = problem.block(sequence, first + piece * block_size, kv_head);
+        keys.at[piece] = block.keys;
+        keys.at[keys.pieces + piece] = block.values;
     }
     keys
 }
@@ -78,7 +77,7 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
     let (kv_head, split) = (segment.kv_head + head_index, segment.first_split + index);
     let positions = (sequence.first_position(), sequence.len - 1);
     let (mut keys, _) = split_keys::<S>(problem, &sequence, kv_head, split, positions);
-    keys.ahead = next_keys(problem, &sequence, segment, kv_head, split);
+    announce::<E>(problem, &sequence, segment, (kv_head, split), &mut keys);
     let stride = slot_stride(problem.head_dim());
     let mut first = 0;
     while first < segment.rows {
@@ -122,23 +121,29 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
     }
 }
 
-/// Where the unit after this one begins to read, if it is of the same segment.
-fn next_keys(
+/// Append the blocks that the unit after this one begins with, if it is of the same segment.
+fn announce<E: Element>(
     problem: &Problem<'_>,
     sequence: &Sequence,
     segment: &Segment,
-    kv_head: usize,
-    split: usize,
-) -> *const u8 {
+    (kv_head, split): (usize, usize),
+    keys: &mut Keys,
+) {
     let (kv_head, split) = if split + 1 < segment.first_split + segment.per_head {
         (kv_head, split + 1)
     } else if kv_head + 1 < problem.num_kv_heads() {
         (kv_head + 1, segment.first_split)
     } else {
-        return null();
+        return;
     };
-    let begin = problem.keys_of(sequence.first_position()).0.max(split * problem.split);
-    problem.block(sequence.index, begin, kv_head).keys
+    let start = split * problem.split;
+    let begin = problem.keys_of(sequence.first_position()).0.max(start);
+    let first = begin / keys.len * keys.len;
+    let end =
+        sequence.len.min(start + problem.split).min(first + keys.ahead::<E>(problem.head_dim()) * keys.len);
+    for (position, at) in (first..end).step_by(keys.len).zip(&mut keys.at[2 * keys.pieces..]) {
+        *at = problem.block(sequence.index, position, kv_head).keys;
+    }
 }
 
 /// Fold the partial results of row `item` of a segment, ascending, and write its result.

@@ -3,14 +3,13 @@
 
 use std::ptr::null;
 
-use super::SPLIT;
 use super::decode::{clip, split_keys};
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scalar::rescale;
 use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd, Widen};
-use super::tile::{Keys, Tile, attend, locate, pack_queries, tile_rows};
+use super::tile::{Keys, PIECES, Tile, attend, locate, pack_queries, tile_rows};
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -134,8 +133,8 @@ unsafe fn widen<S: Simd, E: Element>(
 ) -> Keys {
     let (head_dim, start) = (problem.head_dim(), cached.start);
     let group = S::KEY_VECTORS * LANES;
-    let mut at = [(null(), null()); SPLIT / LANES];
-    at[0] = (own.keys.cast_const().cast(), own.values.cast_const().cast());
+    let mut at = [null(); 3 * PIECES];
+    (at[0], at[1]) = (own.keys.cast_const().cast(), own.values.cast_const().cast());
     let keys = Keys {
         start,
         first: start,
@@ -143,10 +142,9 @@ unsafe fn widen<S: Simd, E: Element>(
         pieces: 1,
         at,
         vectors: S::KEY_VECTORS,
-        group_step: group * head_dim,
+        k_step: group * head_dim,
         k_stride: group,
         v_stride: value_stride(head_dim),
-        ahead: null(),
     };
     let k_shape = Widen { vectors: cached.vectors, from_stride: cached.k_stride, to_stride: group };
     let v_shape =
@@ -160,11 +158,11 @@ unsafe fn widen<S: Simd, E: Element>(
         let (low, high) = (position.max(begin), (position + step).min(end));
         // SAFETY: the caller's duty: the pieces hold the visible keys, the panels a split.
         unsafe {
-            let from = cached.at[piece].0.add(offset * E::BYTES);
-            let to = own.keys.add(place / group * keys.group_step + place % group);
+            let from = cached.at[piece].add(offset * E::BYTES);
+            let to = own.keys.add(place / group * keys.k_step + place % group);
             S::widen::<E>(from, to, head_dim, k_shape);
             let skipped = low - position;
-            let from = cached.at[piece].1.add((offset + skipped) * cached.v_stride * E::BYTES);
+            let from = cached.at[cached.pieces + piece].add((offset + skipped) * cached.v_stride * E::BYTES);
             S::widen::<E>(from, own.values.add((place + skipped) * keys.v_stride), high - low, v_shape);
         }
         position += step;

@@ -6,7 +6,13 @@ use super::problem::{Problem, Sequence};
 use super::scratch::padded;
 use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
 
-/// The keys of one split, in pieces: blocks of the cache, or one widened panel.
+/// Pieces of a split, at most.
+pub(super) const PIECES: usize = SPLIT / LANES;
+/// How far ahead of the reads to prefetch, about: less does not cover the latency of memory, more leaves the L1
+/// cache before it is used (measured on Zen 5).
+const AHEAD_BYTES: usize = 8 << 10;
+
+/// The keys and values of one split, in pieces: blocks of the cache, or one widened panel.
 pub(super) struct Keys {
     /// First position of the split.
     pub(super) start: usize,
@@ -16,35 +22,50 @@ pub(super) struct Keys {
     pub(super) len: usize,
     /// Pieces filled.
     pub(super) pieces: usize,
-    /// Addresses of the pieces' keys and values.
-    pub(super) at: [(*const u8, *const u8); SPLIT / LANES],
-    /// Vectors of a group of keys that is scored together.
+    /// In the order they are read: the keys of each piece, the values of each, and what the next unit begins with.
+    pub(super) at: [*const u8; 3 * PIECES],
+    /// Keys that are scored together, in vectors.
     pub(super) vectors: usize,
-    /// Elements from one group of a piece to the next.
-    pub(super) group_step: usize,
+    /// Elements from one group of keys to the next.
+    pub(super) k_step: usize,
     /// Elements from one d to the next.
     pub(super) k_stride: usize,
     /// Elements from one value to the next.
     pub(super) v_stride: usize,
-    /// What will be read after the last value.
-    pub(super) ahead: *const u8,
 }
 
 impl Keys {
-    /// Address of the group of keys that begins at `position`, and of what follows it one piece later.
-    fn keys<E: Element>(&self, position: usize) -> (*const u8, *const u8) {
-        let (piece, offset) = ((position - self.first) / self.len, (position - self.first) % self.len);
-        let shift = offset / (self.vectors * LANES) * self.group_step * E::BYTES;
-        let next = if piece + 1 < self.pieces { self.at[piece + 1].0 } else { self.at[0].1 };
-        (self.at[piece].0.wrapping_add(shift), next.wrapping_add(shift))
+    /// Keys that are scored together.
+    fn group(&self) -> usize {
+        self.vectors * LANES
     }
 
-    /// Address of the value at `position`, of what follows it one piece later, and how many values follow here.
-    fn values<E: Element>(&self, position: usize) -> (*const u8, *const u8, usize) {
-        let (piece, offset) = ((position - self.first) / self.len, (position - self.first) % self.len);
-        let shift = offset * self.v_stride * E::BYTES;
-        let next = if piece + 1 < self.pieces { self.at[piece + 1].1 } else { self.ahead };
-        (self.at[piece].1.wrapping_add(shift), next.wrapping_add(shift), self.len - offset)
+    /// Groups between a read and its prefetch.
+    pub(super) fn ahead<E: Element>(&self, head_dim: usize) -> usize {
+        (AHEAD_BYTES / (self.group() * head_dim * E::BYTES)).clamp(1, PIECES)
+    }
+
+    /// Address of group `index` when each advances `step` elements within a piece: keys first, then values.
+    fn address<E: Element>(&self, index: usize, step: usize) -> *const u8 {
+        let groups = self.len / self.group();
+        self.at[index / groups].wrapping_add(index % groups * step * E::BYTES)
+    }
+
+    /// Address of the group of keys that begins at `position`, and of the group `ahead` later.
+    fn keys<E: Element>(&self, position: usize, ahead: usize) -> (*const u8, *const u8) {
+        let index = (position - self.first) / self.group();
+        (self.address::<E>(index, self.k_step), self.address::<E>(index + ahead, self.k_step))
+    }
+
+    /// Address of the value at `position`, of the one `ahead` groups later, and how many follow each without a gap.
+    fn values<E: Element>(&self, position: usize, ahead: usize) -> (*const u8, *const u8, usize) {
+        let (group, step) = (self.group(), self.group() * self.v_stride);
+        let offset = position - self.first;
+        let index = self.pieces * (self.len / group) + offset / group;
+        let inside = offset % group * self.v_stride * E::BYTES;
+        let here = if E::PREFETCH { group - offset % group } else { self.len - offset % self.len };
+        let at = self.address::<E>(index, step).wrapping_add(inside);
+        (at, self.address::<E>(index + ahead, step).wrapping_add(inside), here)
     }
 }
 
@@ -92,10 +113,10 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
     let Some(from) = ranges.iter().position(|range| range.0 < range.1) else { return };
     let to = tile.rows - ranges.iter().rev().take_while(|range| range.0 >= range.1).count();
     let (begin, end) = (ranges[from].0, ranges[to - 1].1);
-    let group = keys.vectors * LANES;
+    let (group, ahead) = (keys.group(), keys.ahead::<E>(head_dim));
     let mut position = begin - (begin - keys.start) % group;
     while position < end {
-        let (at, ahead) = keys.keys::<E>(position);
+        let (at, ahead) = keys.keys::<E>(position, ahead);
         let args = QkArgs {
             q: tile.queries,
             dim: head_dim,
@@ -163,9 +184,10 @@ unsafe fn add_run<S: Simd, E: Element>(
     count: usize,
     (begin, end): (usize, usize),
 ) {
+    let ahead = keys.ahead::<E>(dim);
     let mut position = begin;
     while position < end {
-        let (values, ahead, here) = keys.values::<E>(position);
+        let (values, ahead, here) = keys.values::<E>(position, ahead);
         let here = here.min(end - position);
         let args = PvArgs {
             p: tile.scores.wrapping_add(row * SCORE_STRIDE + position - keys.start),
