@@ -12,7 +12,7 @@ from runners import RUNNERS, run_cpu, run_reference
 from tiny_models import ORDINARY_IDS, WINDOW, tiny
 from variants import VARIANTS
 
-TOLERANCE = 1e-3  # measured: at most 2e-5
+TOLERANCE = 1e-3  # measured: at most 2.4e-5
 LENGTHS = (1, 37, 3 * WINDOW + 9)
 
 
