@@ -20,7 +20,10 @@ WEATHER = (
     "A grey cloud hung over the hills.", "It was a quiet evening and the first stars came out.",
 )  # fmt: skip
 LOST = (
-    "{n} had {c} {o} that {s} loved very much. One morning the {o} was gone. {S} looked under the bed and behind the door, but {s} could not find it.",
+    (
+        "{n} had {c} {o} that {s} loved very much. One morning the {o} was gone. {S} looked under "
+        "the bed and behind the door, but {s} could not find it."
+    ),
     "{n} wanted to play with {P} {c2} {o}, but it was not in its box. {S} looked everywhere and felt sad.",
 )
 LOST_HELP = (
@@ -33,8 +36,14 @@ LOST_END = (
     "At the {q} they met an old owl who had kept the {o} safe. {n} thanked the owl and gave it {food1}.",
 )
 SHARE = (
-    "{n} had only {food1} left, and {s} was very hungry. Just then {f} came to the door. {f} had nothing to eat at all.",
-    "{n} found {food1} on the way to the {q}. {S} wanted to eat it alone. Then {s} saw {f}, who looked hungry and cold.",
+    (
+        "{n} had only {food1} left, and {s} was very hungry. Just then {f} came to the door. {f} "
+        "had nothing to eat at all."
+    ),
+    (
+        "{n} found {food1} on the way to the {q}. {S} wanted to eat it alone. Then {s} saw {f}, "
+        "who looked hungry and cold."
+    ),
 )
 SHARE_MID = (
     '{n} thought for a moment. "Half of it is for you," {s} said. {f} smiled and sat down.',
@@ -59,7 +68,10 @@ LEARN_END = (
     "Soon {n} could {skill}, and {s} began to teach the smaller ones.",
 )
 STORM = (
-    "One night a big storm came. The wind broke the roof of {P} house, and the rain came in. {n} was afraid and ran out.",
+    (
+        "One night a big storm came. The wind broke the roof of {P} house, and the rain came in. "
+        "{n} was afraid and ran out."
+    ),
     "In the afternoon the sky went dark and a storm began. {n} was far from home and did not know the way.",
 )
 STORM_MID = (
@@ -71,9 +83,12 @@ STORM_END = (
     "Inside it was warm and dry. {f} told stories until {n} fell asleep. The next day the sun was back.",
 )
 FIND = (
-    "On the way {s} saw {c} {o} on the ground. It was not {P} own. {n} wanted to keep it, but {s} knew that someone was looking for it.",
-    "Near the {q}, {n} found {c} {o} in the grass. \"Who lost this?\" {s} asked, but nobody answered.",
-)  # fmt: skip
+    (
+        "On the way {s} saw {c} {o} on the ground. It was not {P} own. {n} wanted to keep it, but "
+        "{s} knew that someone was looking for it."
+    ),
+    'Near the {q}, {n} found {c} {o} in the grass. "Who lost this?" {s} asked, but nobody answered.',
+)
 FIND_MID = (
     "{S} asked at the {q}, and there sat {f} with tears in {fP} eyes.",
     'Then {s} met {f}, who was looking at the ground. "Are you looking for your {o}?" asked {n}.',
@@ -87,7 +102,17 @@ MORALS = (
     "And so {n} learned that a friend is worth more than gold.", "From then on they were best friends.", "The end.",
     "{n} went home with a smile.",
 )  # fmt: skip
-SKILLS = ("swim", "fly a kite", "ride a bike", "sing", "dance", "climb a tree", "bake bread", "play the drum", "jump over the stream")
+SKILLS = (
+    "swim",
+    "fly a kite",
+    "ride a bike",
+    "sing",
+    "dance",
+    "climb a tree",
+    "bake bread",
+    "play the drum",
+    "jump over the stream",
+)
 PLOTS = (
     (LOST, LOST_HELP, LOST_END),
     (SHARE, SHARE_MID, SHARE_END),

@@ -8,7 +8,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 GIRLS = _words(
-    "Mia Ana Lena Nora Ella Ruth Sara Lily Emma Zoe Ivy Rosa Clara Maya Nina Eva Olga Hana Leila Jane Kate Amy Tess Lucy"
+    "Mia Ana Lena Nora Ella Ruth Sara Lily Emma Zoe Ivy Rosa Clara Maya Nina Eva Olga Hana "
+    "Leila Jane Kate Amy Tess Lucy"
 )
 BOYS = _words(
     "Tom Ben Sam Max Leo Omar Ivan Paul Adam Noah Luis Felix Hugo Oscar Jack Nils Theo Karl Ravi Dan Finn Emil Otto Ali"
@@ -28,7 +29,8 @@ FOODS = _words(
 )
 COLOURS = _words("red blue green yellow white black brown orange pink purple grey golden")
 PLACES = _words(
-    "garden forest river market kitchen park school bridge barn hill village library beach cave field tower cellar meadow"
+    "garden forest river market kitchen park school bridge barn hill village library beach "
+    "cave field tower cellar meadow"
 )
 MOODS = _words("little young clever kind shy brave curious quiet cheerful lazy gentle old")
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from random import Random
 
-from ..split import draw, is_held
-from ..vocabulary import COUNTABLE, NAMES, plural
+from starter_training.split import draw, is_held
+from starter_training.vocabulary import COUNTABLE, NAMES, plural
+
 from .base import Sample, single
 
 
@@ -130,10 +131,18 @@ def compare(rng: Random, held: bool) -> Sample:
     thought = f"{a} is {relation} than {b}."
     form = rng.randrange(8)
     if form < 3:
-        question = (f"Which is larger, {a} or {b}?", f"Which number is bigger: {a} or {b}?", f"Is {a} or {b} the larger number?")[form]  # fmt: skip
+        question = (
+            f"Which is larger, {a} or {b}?",
+            f"Which number is bigger: {a} or {b}?",
+            f"Is {a} or {b} the larger number?",
+        )[form]
         return single("compare", question, f"{high} is larger.", thought)
     if form < 6:
-        question = (f"Which is smaller, {a} or {b}?", f"Which number is less: {a} or {b}?", f"Is {a} or {b} the smaller number?")[form - 3]  # fmt: skip
+        question = (
+            f"Which is smaller, {a} or {b}?",
+            f"Which number is less: {a} or {b}?",
+            f"Is {a} or {b} the smaller number?",
+        )[form - 3]
         return single("compare", question, f"{low} is smaller.", thought)
     word = "larger" if form == 6 else "smaller"
     truth = "Yes" if relation == word else "No"
@@ -155,9 +164,19 @@ def sort(rng: Random, held: bool) -> Sample:
     down = rng.random() < 0.3
     result = sorted(numbers, reverse=down)
     if down:
-        forms = ("Sort {s} from large to small.", "Sort these numbers from largest to smallest: {s}.", "Put {s} in falling order.")  # fmt: skip
+        forms = (
+            "Sort {s} from large to small.",
+            "Sort these numbers from largest to smallest: {s}.",
+            "Put {s} in falling order.",
+        )
     else:
-        forms = ("Sort {s}.", "Sort {s} from small to large.", "Sort these numbers: {s}.", "Put {s} in order.", "Order these numbers from smallest to largest: {s}.")  # fmt: skip
+        forms = (
+            "Sort {s}.",
+            "Sort {s} from small to large.",
+            "Sort these numbers: {s}.",
+            "Put {s} in order.",
+            "Order these numbers from smallest to largest: {s}.",
+        )
     left, steps = list(numbers), []
     for number in result:
         rest = ", ".join(map(str, left))
@@ -172,7 +191,12 @@ def largest(rng: Random, held: bool) -> Sample:
     shown = ", ".join(map(str, numbers))
     most = rng.random() < 0.5
     word = "largest" if most else "smallest"
-    forms = ("What is the {w} of {s}?", "Which is the {w} number: {s}?", "Find the {w} number in {s}.", "Name the {w} of these numbers: {s}.")  # fmt: skip
+    forms = (
+        "What is the {w} of {s}?",
+        "Which is the {w} number: {s}?",
+        "Find the {w} number in {s}.",
+        "Name the {w} of these numbers: {s}.",
+    )
     pick = max if most else min
     best, steps = numbers[0], [f"Start with {numbers[0]}."]
     for number in numbers[1:]:
@@ -198,9 +222,28 @@ def even_odd(rng: Random, held: bool) -> Sample:
 
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")  # fmt: skip
-NEXT = ("What {k} comes {r} {x}?", "Which {k} is {r} {x}?", "Which {k} comes right {r} {x}?", "Tell me the {k} {r} {x}.",
-        "Name the {k} that comes {r} {x}.", "{x}: what {k} comes {r} it?")  # fmt: skip
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+NEXT = (
+    "What {k} comes {r} {x}?",
+    "Which {k} is {r} {x}?",
+    "Which {k} comes right {r} {x}?",
+    "Tell me the {k} {r} {x}.",
+    "Name the {k} that comes {r} {x}.",
+    "{x}: what {k} comes {r} it?",
+)
 
 
 def neighbour(rng: Random, held: bool) -> Sample:
@@ -210,7 +253,9 @@ def neighbour(rng: Random, held: bool) -> Sample:
         word = rng.choice(("number", "number", "day", "month", "letter"))
         size = {"number": 99, "day": 7, "month": 12, "letter": 26}[word]
         index, relation, form = rng.randrange(size), rng.choice(("after", "before")), rng.choice(NEXT)
-        edge = word in ("number", "letter") and (index == 0 and relation == "before" or index == 25 and word == "letter")
+        edge = word in ("number", "letter") and (
+            (index == 0 and relation == "before") or (index == 25 and word == "letter")
+        )
         index = 3 if edge else index
         return is_held("neighbour", word, index, relation, form), (word, relation, index, form)
 

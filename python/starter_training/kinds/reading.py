@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from random import Random
 
-from ..split import draw, is_held
-from ..vocabulary import ANIMALS, COLOURS, FOODS, MOODS, NAMES, OBJECTS, PET_NAMES, PLACES, with_article
+from starter_training.split import draw, is_held
+from starter_training.vocabulary import ANIMALS, COLOURS, FOODS, MOODS, NAMES, OBJECTS, PET_NAMES, PLACES, with_article
+
 from .base import Sample, Turn, single
 
 ACTS = (("found", "find"), ("took", "take"), ("lost", "lose"), ("bought", "buy"), ("hid", "hide"), ("saw", "see"))
-FILL = ("It was a sunny day.", "It rained in the afternoon.", "The wind was cold.", "Everyone was happy.", "It was late.")
+FILL = (
+    "It was a sunny day.",
+    "It rained in the afternoon.",
+    "The wind was cold.",
+    "Everyone was happy.",
+    "It was late.",
+)
 
 
 def reading(rng: Random, held: bool) -> Sample:
@@ -23,7 +30,7 @@ def reading(rng: Random, held: bool) -> Sample:
         return all(sides) if held else any(sides), (n, t, p)
 
     names, things, places = draw(held, propose)
-    lines = [f"{names[i]} {acts[i][0]} {with_article(colours[i])} {things[i]} in the {places[i]}." for i in range(2)]
+    lines = [f"{names[i]} {acts[i][0]} {with_article(colours[i])} {things[i]} at the {places[i]}." for i in range(2)]
     story = list(lines)
     if rng.random() < 0.5:
         story.insert(rng.randrange(3), rng.choice(FILL))
@@ -33,12 +40,14 @@ def reading(rng: Random, held: bool) -> Sample:
         (
             (f"Who {past} the {things[i]}?", f"{names[i]} {past} the {things[i]}."),
             (f"What did {names[i]} {base}?", f"{names[i]} {past} {with_article(colours[i])} {things[i]}."),
-            (f"Where did {names[i]} {base} the {things[i]}?", f"{names[i]} {past} the {things[i]} in the {places[i]}."),
+            (f"Where did {names[i]} {base} the {things[i]}?", f"{names[i]} {past} the {things[i]} at the {places[i]}."),
             (f"What colour is the {things[i]}?", f"The {things[i]} is {colours[i]}."),
         )
     )
     text = " ".join(story)
-    user = rng.choice((f"{text} {question}", f"{text}\n{question}", f"Read this: {text} {question}", f"{question} {text}"))
+    user = rng.choice(
+        (f"{text} {question}", f"{text}\n{question}", f"Read this: {text} {question}", f"{question} {text}")
+    )
     return single("reading", user, answer, f"The text says: {lines[i]}")
 
 
@@ -51,7 +60,11 @@ def _likes(word: str) -> str:
     if word.startswith("the "):
         return word
     uncounted = ("bread", "cake", "soup", "cheese", "honey", "pie", "rice", "corn")
-    return word if word in uncounted else {"berry": "berries", "cookie": "cookies"}.get(word, word + ("es" if word.endswith(("o", "ch")) else "s"))
+    return (
+        word
+        if word in uncounted
+        else {"berry": "berries", "cookie": "cookies"}.get(word, word + ("es" if word.endswith(("o", "ch")) else "s"))
+    )
 
 
 def remember(rng: Random, held: bool) -> Sample:
@@ -62,11 +75,19 @@ def remember(rng: Random, held: bool) -> Sample:
         return is_held("remember", name, like), (name, _likes(like))
 
     name, like = draw(held, propose)
-    hello = Turn(rng.choice(INTRO).format(n=name, l=like), f"Nice to meet you, {name}!", f"The user is {name} and likes {like}.")
+    hello = Turn(
+        rng.choice(INTRO).format(n=name, l=like), f"Nice to meet you, {name}!", f"The user is {name} and likes {like}."
+    )
     turns = [hello]
     if rng.random() < 0.4:
-        user, answer = rng.choice((("Are you well?", "Yes, I am well, thank you."), ("That is nice.", "Yes, it is."),
-                                   ("Good.", "I am glad."), ("I am happy today.", "That is good to hear.")))  # fmt: skip
+        user, answer = rng.choice(
+            (
+                ("Are you well?", "Yes, I am well, thank you."),
+                ("That is nice.", "Yes, it is."),
+                ("Good.", "I am glad."),
+                ("I am happy today.", "That is good to hear."),
+            )
+        )
         turns.append(Turn(user, answer, "I answer in a friendly way."))
     if rng.random() < 0.5:
         question = rng.choice(("What is my name?", "Do you know my name?", "Who am I?", "Tell me my name."))
@@ -86,16 +107,18 @@ def persona(rng: Random, held: bool) -> Sample:
 
     name, mood, animal = draw(held, propose)
     place = rng.choice(PLACES)
-    system = f"You are {name}, {with_article(mood)} {animal} who lives in the {place}."
+    system = f"You are {name}, {with_article(mood)} {animal} who lives near the {place}."
     question, answer = rng.choice(
         (
             (("Who are you?", "Tell me who you are."), f"I am {name}, {with_article(mood)} {animal}."),
             (("What is your name?", "Tell me your name."), f"My name is {name}."),
-            (("Where do you live?", "Tell me where you live."), f"I live in the {place}."),
+            (("Where do you live?", "Tell me where you live."), f"I live near the {place}."),
             (("What animal are you?", "Which animal are you?"), f"I am {with_article(animal)}."),
         )
     )
-    return single("persona", rng.choice(question), answer, f"I am {name}, {with_article(mood)} {animal} in the {place}.", system)
+    return single(
+        "persona", rng.choice(question), answer, f"I am {name}, {with_article(mood)} {animal} near the {place}.", system
+    )
 
 
 MAKERS = {"reading": reading, "remember": remember, "persona": persona}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from ..split import draw, is_held
-from ..vocabulary import WORDS
+from starter_training.split import draw, is_held
+from starter_training.vocabulary import WORDS
+
 from .base import Sample, single
 
 
@@ -21,8 +22,14 @@ def _word_and_form(rng: Random, held: bool, kind: str, forms: tuple[str, ...]) -
 
 SPELL = ("Spell {w}.", "Spell the word {w}.", "How do you spell {w}?", "Can you spell {w}?", "Please spell {w} for me.",
          "What are the letters of {w}?", "Write {w} letter by letter.")  # fmt: skip
-LETTERS = ("How many letters are in {w}?", "How many letters does {w} have?", "Count the letters in {w}.",
-           "How long is the word {w}?", "What is the number of letters in {w}?", "Letters in {w}: how many?")  # fmt: skip
+LETTERS = (
+    "How many letters are in {w}?",
+    "How many letters does {w} have?",
+    "Count the letters in {w}.",
+    "How long is the word {w}?",
+    "What is the number of letters in {w}?",
+    "Letters in {w}: how many?",
+)
 EDGE = ("What is the {e} letter of {w}?", "Which letter is {e} in {w}?", "Name the {e} letter of {w}.",
         "Tell me the {e} letter of the word {w}.", "{w}: what is its {e} letter?")  # fmt: skip
 
@@ -88,7 +95,13 @@ def count_list(rng: Random, held: bool) -> Sample:
     return single("count_list", rng.choice(COUNT).format(s=", ".join(words)), f"There are {len(words)}.", f"{steps}.")
 
 
-REPEAT = ("Repeat after me: {s}.", "Say this: {s}.", "Repeat these words: {s}.", "Please say {s}.", "Copy this list: {s}.")
+REPEAT = (
+    "Repeat after me: {s}.",
+    "Say this: {s}.",
+    "Repeat these words: {s}.",
+    "Please say {s}.",
+    "Copy this list: {s}.",
+)
 REVERSE = ("Say this list backwards: {s}.", "Reverse this list: {s}.", "Turn this list around: {s}.",
            "Write these words in reverse order: {s}.")  # fmt: skip
 
