@@ -20,6 +20,7 @@ from pyrite.request import AdmissionGate, RawPrompt, Request, parse_prompts
 from pyrite.settings import EngineConfig, Environment
 from pyrite.source import open_model, resolve_folder
 from pyrite.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
+from pyrite.text.reasoning import ReasoningFormat, ReasoningSplitter
 
 if TYPE_CHECKING:
     from pyrite.engine.engine import OutputStream
@@ -97,7 +98,7 @@ class LLM:
                 config,
                 environment,
                 plan,
-                vocabulary=None if self._tokenizer is None else _Text(self._tokenizer),
+                vocabulary=None if self._tokenizer is None else _Text(self._tokenizer, self._template),
                 vocab_limit=vocab_size if self._tokenizer is None else min(vocab_size, self._tokenizer.vocab_size),
                 progress=lambda done, total: _show(bar, done, total),
             )
@@ -264,7 +265,7 @@ class LLM:
             except RequestError as error:
                 error.field = place + (error.field or "").removeprefix("messages")
                 raise
-            prompts.append(RawPrompt(place, text=text, add_special_tokens=False))
+            prompts.append(RawPrompt(place, text=text, add_special_tokens=False, split_reasoning=add_generation_prompt))
         return prompts
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
@@ -281,14 +282,23 @@ class LLM:
         return [output for output in outputs if output is not None]
 
 
+class _PlainText(IncrementalDetokenizer):
+    """All of the text; nothing is told apart."""
+
+    reasoning = None
+
+
 class _Text:
-    """The engine's view of a tokenizer."""
+    """The engine's view of a tokenizer, and of how the model's chat format marks its thinking."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
+        self._marks = None if template is None else ReasoningFormat.derive(template)
 
-    def detokenizer(self) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self._tokenizer)
+    def detokenizer(self, split_reasoning: bool) -> _PlainText | ReasoningSplitter:
+        if split_reasoning and self._marks is not None:
+            return ReasoningSplitter(self._tokenizer, self._marks)
+        return _PlainText(self._tokenizer)
 
     def decode_token(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)

@@ -48,13 +48,15 @@ class RawPrompt:
     """A prompt whose kind is known and whose content is not checked yet.
 
     Exactly one of `text` and `token_ids` is set. `place` names it in errors. `add_special_tokens`: a plain text gets
-    the tokenizer's BOS, a rendered chat has its own.
+    the tokenizer's BOS, a rendered chat has its own. `split_reasoning`: an assistant's turn follows, whose thinking is
+    told apart from its answer.
     """
 
     place: str
     text: str | None = None
     token_ids: Sequence[object] | None = None
     add_special_tokens: bool = True
+    split_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Request:
         max_tokens: what `params` ask for, or the room left in the context if that is less.
         stop_token_ids: all ids that end it, the model's own included unless `ignore_eos`.
         seed: of its draws.
+        split_reasoning: whether thinking is told apart from the answer.
     """
 
     prompt: str | None
@@ -76,6 +79,7 @@ class Request:
     max_tokens: int
     stop_token_ids: frozenset[int]
     seed: int
+    split_reasoning: bool = False
 
 
 class AdmissionGate:
@@ -128,19 +132,20 @@ class AdmissionGate:
         checked = []
         for prompt, (place, p) in zip(prompts, params, strict=True):
             self._check_params(place, p)
-            checked.append((prompt.text, self._token_ids(prompt), p))
-        return [self._request(text, ids, p) for text, ids, p in checked]
+            checked.append((prompt, self._token_ids(prompt), p))
+        return [self._request(prompt, ids, p) for prompt, ids, p in checked]
 
-    def _request(self, text: str | None, ids: tuple[int, ...], params: SamplingParams) -> Request:
+    def _request(self, prompt: RawPrompt, ids: tuple[int, ...], params: SamplingParams) -> Request:
         room = self._max_model_len - len(ids)
         stops = frozenset(params.stop_token_ids or ())
         return Request(
-            prompt=text,
+            prompt=prompt.text,
             prompt_token_ids=ids,
             params=params,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_token_ids=stops if params.ignore_eos else stops | self._eos,
             seed=self._draw_seed() if params.seed is None else params.seed,
+            split_reasoning=prompt.split_reasoning,
         )
 
     def _draw_seed(self) -> int:

@@ -109,7 +109,7 @@ class ByteTokenizer:
 
 
 class ByteVocabulary:
-    def detokenizer(self) -> ByteDetokenizer:
+    def detokenizer(self, split_reasoning: bool) -> ByteDetokenizer:
         return ByteDetokenizer()
 
     def decode_token(self, token_id: int) -> str:
@@ -117,6 +117,8 @@ class ByteVocabulary:
 
 
 class ByteDetokenizer:
+    reasoning = None
+
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

@@ -278,6 +278,8 @@ def test_detokenizer_fault_ends_that_request_alone(rig):
     engine = rig()
 
     class Broken:
+        reasoning = None
+
         def push(self, ids):
             raise ValueError("planted")
 
@@ -286,7 +288,7 @@ def test_detokenizer_fault_ends_that_request_alone(rig):
 
     original = engine.engine._worker._vocabulary.detokenizer
     made = iter([Broken()])
-    engine.engine._worker._vocabulary.detokenizer = lambda: next(made, None) or original()
+    engine.engine._worker._vocabulary.detokenizer = lambda split: next(made, None) or original(split)
     outputs = engine.generate(["a", "b"], GREEDY)
     assert outputs[0].outputs[0].finish_reason == "error"
     assert outputs[1].outputs[0].finish_reason in ("stop", "length")

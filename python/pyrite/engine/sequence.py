@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 class Detokenizer(Protocol):
     """Turns a growing list of token ids into text, piece by piece."""
 
+    @property
+    def reasoning(self) -> str | None:
+        """The thinking that was kept out of the text; None where there is none."""
+        ...
+
     def push(self, ids: Sequence[int]) -> str:
         """Text that is complete with these further ids; may be empty."""
         ...
@@ -27,7 +32,7 @@ class Detokenizer(Protocol):
 class Vocabulary(Protocol):
     """What the engine knows of text."""
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, split_reasoning: bool) -> Detokenizer:
         """A fresh one, for one completion."""
         ...
 
@@ -39,7 +44,9 @@ class Vocabulary(Protocol):
 class NoVocabulary:
     """Stands in for a model without a tokenizer: all text is empty."""
 
-    def detokenizer(self) -> Detokenizer:
+    reasoning = None
+
+    def detokenizer(self, split_reasoning: bool) -> Detokenizer:
         """Itself: it keeps nothing."""
         return self
 
@@ -87,7 +94,7 @@ class CompletionState:
         self.error: str | None = None
         self.epoch: int | None = None
         self.num_cached_tokens = 0
-        self._detokenizer = vocabulary.detokenizer()
+        self._detokenizer = vocabulary.detokenizer(request.split_reasoning)
         self._matcher = _core.StopMatcher(params.stop_strings) if params.stop_strings else None
         self._pieces: list[str] = []
         self._decode = vocabulary.decode_token
@@ -180,6 +187,7 @@ class CompletionState:
             logprobs=list(self._logprobs) if wanted else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            reasoning=self._detokenizer.reasoning,
             error=self.error,
             delta=text[text_seen:],
         )

@@ -65,8 +65,8 @@ impl Case {
                 let mut total = None;
                 for first in (0..self.cols).step_by(SPAN) {
                     let mut acc = 0f32;
-                    for col in first..self.cols.min(first + SPAN) {
-                        acc = self.dtype.get(&self.bytes, row * self.cols + col).mul_add(token[col], acc);
+                    for (col, &x) in token.iter().enumerate().skip(first).take(SPAN) {
+                        acc = self.dtype.get(&self.bytes, row * self.cols + col).mul_add(x, acc);
                     }
                     total = Some(total.map_or(acc, |total| total + acc));
                 }
