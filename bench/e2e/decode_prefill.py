@@ -231,7 +231,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "header": header(arguments.threads),
         "facts": facts,
         "checked_against": checks,
-        "isa": engines["pyrite"].llm.metrics().get("isa"),
+        "isa": _core.cpu_info()["isa"],
         "load_s": engines["pyrite"].load_s,
         "roof_bandwidth_gb_s": statistics.median(probes),
         "roof_flops": statistics.median(flops),

@@ -5,6 +5,23 @@ from typing import final
 
 import numpy as np
 
+__all__ = [
+    "Checkpoint",
+    "open_checkpoint",
+    "CpuExecutor",
+    "cpu_info",
+    "peak_flops",
+    "read_bandwidth",
+    "Sample",
+    "Sampler",
+    "StopMatcher",
+    "sample",
+    "token_logprobs",
+    "Scheduler",
+    "StepPlan",
+    "__version__",
+]
+
 __version__: str
 
 def cpu_info() -> dict[str, object]:
@@ -17,7 +34,10 @@ def read_bandwidth(num_bytes: int, num_threads: int, repeats: int) -> list[float
     """GB/s of `repeats` sequential reads of `num_bytes` shared by `num_threads` threads."""
 
 def peak_flops(kind: str, num_threads: int, repeats: int) -> list[float]:
-    """FLOP/s of register-resident multiply-adds; `kind` is "fp32" or "bf16" (ConfigError where there is no instruction)."""
+    """FLOP/s of register-resident multiply-adds.
+
+    `kind` is "fp32" or "bf16" (ConfigError where there is no such instruction).
+    """
 
 def open_checkpoint(folder: str) -> Checkpoint:
     """Validate the safetensors headers and the shard index of a model folder; no tensor data is read.
@@ -47,8 +67,8 @@ class Checkpoint:
 class CpuExecutor:
     """A packed model, its KV blocks and its threads: runs one program on the CPU."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         program: str,
         checkpoint: Checkpoint,
         *,
@@ -62,7 +82,7 @@ class CpuExecutor:
         num_threads: int,
         isa: str | None,
         progress: Callable[[int, int], None] | None,
-    ) -> None:
+    ) -> CpuExecutor:
         """Load and pack every parameter of `program` (the JSON of `Program.to_json`).
 
         Args:
@@ -122,8 +142,8 @@ class StepPlan:
 class Scheduler:
     """Continuous batching over KV blocks: a plain state machine over ids."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         groups: Sequence[tuple[int | None, int]],
         block_size: int,
@@ -133,8 +153,11 @@ class Scheduler:
         max_model_len: int,
         enable_prefix_caching: bool,
         hash_key: int,
-    ) -> None:
-        """`groups`: (window or None, number of blocks) per KV group. `hash_key` keys the prefix hashes of this engine."""
+    ) -> Scheduler:
+        """A scheduler with its pools.
+
+        `groups`: (window or None, number of blocks) per KV group. `hash_key` keys the prefix hashes of this engine.
+        """
 
     def add(
         self,
@@ -171,9 +194,11 @@ class Scheduler:
     def stats(self) -> dict[str, int]:
         """Counters since the start and gauges.
 
-        `num_waiting`, `num_running`, `preemptions`, `prefix_query_tokens`, `prefix_hit_tokens`, `steps`, `decode_steps`,
-        `decode_tokens`, `prefill_tokens`, and per KV group i `group{i}_total`, `group{i}_free`, `group{i}_cached`, `group{i}_used`.
+        `num_waiting`, `num_running`, `preemptions`, `prefix_query_tokens`, `prefix_hit_tokens`, `steps`,
+        `decode_steps`, `decode_tokens`, `prefill_tokens`, and per KV group i `group{i}_total`, `group{i}_free`,
+        `group{i}_cached`, `group{i}_used`.
         """
+
     def check(self) -> None:
         """Verify every invariant of the pools and states; InternalError names the broken one."""
     def reset_prefix_cache(self) -> int:
@@ -183,8 +208,8 @@ class Scheduler:
 class Sampler:
     """How one completion's tokens are drawn. Immutable."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         temperature: float,
         top_k: int,
@@ -194,7 +219,7 @@ class Sampler:
         stream: int,
         vocab_limit: int,
         logprobs: int | None,
-    ) -> None:
+    ) -> Sampler:
         """`top_k` 0 or -1 is off. `stream` is the completion's index. Ids from `vocab_limit` on are never drawn."""
 
 @final
@@ -222,13 +247,16 @@ def sample(logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> 
 def token_logprobs(
     logits: np.ndarray, row: int, token_id: int, top: int, vocab_limit: int
 ) -> tuple[float, int, list[tuple[int, float]]]:
-    """(logprob, rank, most likely tokens) of `token_id` in a row's raw distribution over the ids below `vocab_limit`."""
+    """(logprob, rank, most likely tokens) of `token_id` in a row's raw distribution.
+
+    Ids from `vocab_limit` on do not exist.
+    """
 
 @final
 class StopMatcher:
     """Finds the first of some stop strings in a growing text, in linear time."""
 
-    def __init__(self, stops: Sequence[str]) -> None: ...
+    def __new__(cls, stops: Sequence[str]) -> StopMatcher: ...
     def push(self, text: str) -> tuple[str, int | None]:
         """Feed the next piece of text.
 

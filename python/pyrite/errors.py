@@ -1,6 +1,7 @@
 """The exception tree of pyrite. Imports nothing; Rust raises these same classes.
 
-Every error says what failed, what was got, what was expected, and what to try next. `code` is stable and safe to match on.
+Every error says what failed, what was got, what was expected, and what to try next. `code` is stable and safe to
+match on.
 """
 
 from __future__ import annotations

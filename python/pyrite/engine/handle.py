@@ -46,10 +46,10 @@ class RequestHandle:
         self._first_token: float | None = None
         self._ended: float | None = None
 
-    def note_scheduled(self) -> None:
-        """A step works on this request."""
+    def note_scheduled(self, began: float) -> None:
+        """A step that began at `began` (perf_counter) worked on this request."""
         if self._scheduled is None:
-            self._scheduled = time.perf_counter()
+            self._scheduled = began
 
     def note_token(self) -> None:
         """A token of the first completion was drawn."""

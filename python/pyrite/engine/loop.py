@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ class StepResult:
     """What one step produced, by sequence id.
 
     Args:
+        began: when, in seconds of perf_counter.
         scheduled: epochs of all sequences of the step.
         cached: prompt tokens that the prefix cache answered, of sequences that were never in a step before.
         samples: drawn tokens.
@@ -38,6 +40,7 @@ class StepResult:
         failed: what went wrong; those sequences are gone from the scheduler.
     """
 
+    began: float = field(default_factory=time.perf_counter)
     scheduled: dict[int, int] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
     samples: dict[int, _core.Sample] = field(default_factory=dict)
@@ -61,11 +64,12 @@ class Loop:
         Raises:
             InternalError: the scheduler contradicts itself; nothing can be trusted any more.
         """
+        result = StepResult()
         plan = self.scheduler.plan()
         if plan is None:
             raise InternalError("the scheduler has work and plans nothing")
         seqs = plan.seqs
-        result = StepResult(scheduled={seq_id: epoch for seq_id, epoch, _, _ in seqs})
+        result.scheduled = {seq_id: epoch for seq_id, epoch, _, _ in seqs}
         for seq_id in result.scheduled:
             if running[seq_id][1].epoch is None:
                 result.cached[seq_id] = self.scheduler.num_cached_tokens(seq_id) or 0

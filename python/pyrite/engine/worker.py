@@ -205,7 +205,7 @@ class Worker:
         if completion.epoch is None:
             completion.num_cached_tokens = result.cached.get(seq_id, 0)
         completion.scheduled(epoch)
-        handle.note_scheduled()
+        handle.note_scheduled(result.began)
         try:
             for row in result.prompt_rows.get(seq_id, ()):
                 handle.add_prompt_row(row)

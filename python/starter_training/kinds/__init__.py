@@ -9,18 +9,21 @@ MAKERS: dict[str, Maker] = numbers.MAKERS | words.MAKERS | facts.MAKERS | readin
 """Kind -> maker."""
 
 WEIGHTS: dict[str, float] = {
-    "add": 4.0,
-    "subtract": 4.0,
-    "word_problem": 3.0,
-    "compare": 1.5,
-    "sort": 2.0,
-    "largest": 1.5,
+    "add": 5.0,
+    "subtract": 5.0,
+    "word_problem": 5.0,
+    "compare": 2.0,
+    "sort": 3.0,
+    "largest": 2.0,
+    "neighbour": 3.0,
     "spell": 1.5,
-    "count_letters": 1.5,
+    "count_letters": 2.5,
+    "edge_letter": 2.5,
     "alphabet": 1.5,
     "count_list": 1.2,
     "reverse": 1.5,
-    "reading": 2.0,
+    "reading": 5.0,
+    "remember": 2.0,
     "fact": 1.5,
 }
 """How often a kind is drawn in training; 1 where absent."""

@@ -129,7 +129,10 @@ TELL = (
 
 
 def tell(rng: Random, held: bool) -> Sample:
-    """A request for a story. Held out by animal, mood and name; graded on whether the story keeps to the request."""
+    """A request for a story. Graded on whether the story keeps to it.
+
+    Held out by animal, mood and name, so a held-out request always names its hero.
+    """
 
     def propose() -> tuple[bool, tuple[str, str, str]]:
         parts = rng.choice(ANIMALS), rng.choice(MOODS), rng.choice(PET_NAMES)
@@ -137,7 +140,7 @@ def tell(rng: Random, held: bool) -> Sample:
 
     animal, mood, name = draw(held, propose)
     about = with_article(f"{mood} {animal}")
-    if rng.random() < 0.6:
+    if held or rng.random() < 0.6:
         about += f" named {name}"
     text = story(rng, hero=(mood, animal, name))
     return single(

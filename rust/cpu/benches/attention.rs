@@ -208,7 +208,7 @@ impl Bench {
     fn flop_roof(&mut self, isa: Isa) -> f64 {
         const STEPS: usize = 200_000;
         let started = self.now();
-        self.workers.run(|_| black_box(probe::multiply_adds(isa, STEPS))).unwrap();
+        self.workers.run(|_| probe::multiply_adds(isa, STEPS)).unwrap();
         let lanes = if isa >= Isa::Avx512 { 16 } else { 8 };
         (2 * lanes * probe::CHAINS * STEPS * self.workers.count()) as f64 / (self.now() - started)
     }

@@ -118,7 +118,7 @@ impl Bench {
                 });
             })
             .unwrap();
-        (self.now() - started)
+        self.now() - started
     }
 
     fn case(&mut self, isa: Isa, tokens: usize, line: &str, weights: &[PackedMatrix]) {

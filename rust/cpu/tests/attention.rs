@@ -1,5 +1,7 @@
 //! Attention and the KV cache: closeness to the exact result, and equal bits however the work is cut.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, helpers included")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -453,8 +455,8 @@ fn windows_hide_what_lies_behind_them() {
 fn mixed(shape: Shape, way: Way, all: &[Tokens]) -> Vec<Vec<f32>> {
     let mut rig = Rig::new(shape, way, all.iter().collect());
     let left = |rig: &Rig<'_>, index: usize| all[index].len - rig.done[index];
-    for index in 0..all.len() {
-        rig.step(&[(index, 1 + 97 * index % all[index].len)]);
+    for (index, tokens) in all.iter().enumerate() {
+        rig.step(&[(index, 1 + 97 * index % tokens.len)]);
     }
     loop {
         let chunks = [1, 61, 1, 8, 300, 2];

@@ -1,5 +1,7 @@
 //! Logits against a slow interpreter of the same program in f64, without cache, blocks or kernels.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, helpers included")]
+
 mod common;
 
 use std::collections::HashMap;
@@ -10,6 +12,9 @@ use pyrite_cpu::isa::Isa;
 use pyrite_cpu::program::{Op, Program, View};
 use pyrite_cpu::tensor::DType;
 
+/// One row per token.
+type Rows = Vec<Vec<f64>>;
+
 /// One sequence, all of whose tokens want logits: T and R rows are the same.
 struct Reference<'a> {
     program: &'a Program,
@@ -17,7 +22,7 @@ struct Reference<'a> {
     tokens: &'a [i32],
     buffers: Vec<Vec<f64>>,
     /// Keys and values of (group, layer), `[T, width]`.
-    cache: HashMap<(usize, usize), (Vec<Vec<f64>>, Vec<Vec<f64>>)>,
+    cache: HashMap<(usize, usize), (Rows, Rows)>,
 }
 
 impl Reference<'_> {
@@ -35,12 +40,12 @@ impl Reference<'_> {
         values.map(|value| f64::from(*value)).collect()
     }
 
-    fn rows(&self, view: &View) -> Vec<Vec<f64>> {
+    fn rows(&self, view: &View) -> Rows {
         let rows = self.buffers[view.buffer].chunks(self.program.buffers[view.buffer].width);
         rows.map(|row| row[view.offset..view.offset + view.width].to_vec()).collect()
     }
 
-    fn write(&mut self, view: &View, rows: Vec<Vec<f64>>) {
+    fn write(&mut self, view: &View, rows: Rows) {
         let width = self.program.buffers[view.buffer].width;
         for (to, from) in self.buffers[view.buffer].chunks_mut(width).zip(rows) {
             to[view.offset..view.offset + view.width].copy_from_slice(&from);
