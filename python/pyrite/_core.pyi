@@ -7,19 +7,19 @@ import numpy as np
 
 __all__ = [
     "Checkpoint",
-    "open_checkpoint",
     "CpuExecutor",
-    "cpu_info",
-    "peak_flops",
-    "read_bandwidth",
     "Sample",
     "Sampler",
-    "StopMatcher",
-    "sample",
-    "token_logprobs",
     "Scheduler",
     "StepPlan",
+    "StopMatcher",
     "__version__",
+    "cpu_info",
+    "open_checkpoint",
+    "peak_flops",
+    "read_bandwidth",
+    "sample",
+    "token_logprobs",
 ]
 
 __version__: str

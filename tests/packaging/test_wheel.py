@@ -79,5 +79,5 @@ def test_import_is_light(clean_python: Path) -> None:
     for _ in range(7):  # the first one reads the files from disk
         done = subprocess.run([clean_python, "-c", code], capture_output=True, text=True, check=True)
         times.append(float(done.stdout))
-    # The promise is 0.15 s on an idle machine (bench/cpu/bench_import.py measures it); this only catches a blunder.
+    # The promise is 0.15 s on an idle machine (bench/cpu/bench_engine.py measures it); this only catches a blunder.
     assert min(times) < 0.5, times
