@@ -12,7 +12,7 @@ import resource
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,22 +317,6 @@ CONFIG_CASES = [
     ("39-empty-architectures", _config(architectures=[])),
     ("40-unknown-architecture", _config(architectures=["GravyForCausalLM"])),
 ]
-
-
-@pytest.fixture(scope="module")
-def canary() -> Iterator[Callable[[], None]]:
-    """Calling it asks an engine started before all faults, and compares tokens and blocks."""
-    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-    prompt = {"prompt_token_ids": [5, 9, 17, 33, 65]}
-    with LLM(str(tiny("llama")), max_model_len=256, num_threads=1) as llm:
-        golden = llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids
-
-        def check() -> None:
-            assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids == golden
-            metrics = llm.metrics()
-            assert metrics["group0_free"] + metrics["group0_cached"] == metrics["group0_total"]
-
-        yield check
 
 
 @pytest.fixture
