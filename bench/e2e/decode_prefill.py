@@ -99,10 +99,13 @@ class Transformers:
             )
         return out[0, len(ids) :].tolist(), time.perf_counter() - started
 
-    def check(self, ids: list[int], got: list[int]) -> bool:
-        """Whether each token of `got` is this model's best choice, near ties (0.05 in the logit) allowed."""
+    def check(self, ids: list[int], got: list[int], vocab_limit: int) -> bool:
+        """Whether each token of `got` is this model's best choice, near ties (0.05 in the logit) allowed.
+
+        Ids from `vocab_limit` on belong to no token of the tokenizer, so pyrite never draws them.
+        """
         with self.torch.inference_mode():
-            logits = self.model(self.torch.tensor([ids + got])).logits[0, len(ids) - 1 : -1].float()
+            logits = self.model(self.torch.tensor([ids + got])).logits[0, len(ids) - 1 : -1, :vocab_limit].float()
         chosen = logits[self.torch.arange(len(got)), self.torch.tensor(got)]
         return bool((logits.max(-1).values - chosen).max() < 0.05)
 
@@ -200,11 +203,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.llama_bench:
         engines["llama.cpp BF16"] = LlamaCpp(arguments.llama_bench, arguments.gguf, arguments.threads)
 
-    short, long = (prompt(n, min(facts["vocab"], 8000), n) for n in (DECODE_PROMPT_TOKENS, PROMPT_TOKENS))
+    limit = engines["pyrite"].llm.tokenizer.vocab_size
+    short, long = (prompt(n, limit, n) for n in (DECODE_PROMPT_TOKENS, PROMPT_TOKENS))
     checks = [name for name in engines if name.startswith("transformers")]
     for name in checks:
         for ids in (short, long):
-            assert engines[name].check(ids, engines["pyrite"].tokens(ids, 8)), f"pyrite disagrees with {name}"
+            assert engines[name].check(ids, engines["pyrite"].tokens(ids, 8), limit), f"pyrite disagrees with {name}"
 
     probes: list[float] = []
     flops: list[float] = []
@@ -216,7 +220,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             before = _core.read_bandwidth(PROBE_BYTES, arguments.threads, 3)
             decode = engine.decode(short, DECODE_TOKENS)
             after = _core.read_bandwidth(PROBE_BYTES, arguments.threads, 3)
-            prefill = engine.prefill(prompt(PROMPT_TOKENS, min(facts["vocab"], 8000), 1000 + repeat))
+            prefill = engine.prefill(prompt(PROMPT_TOKENS, limit, 1000 + repeat))
             print(f"{repeat} {name}: prefill {prefill:.1f} tok/s, decode {decode:.2f} tok/s", file=sys.stderr)
             if repeat:
                 rows[name]["prefill"].append(prefill)
