@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- bench:begin[^>]*-->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
-def load() -> list[dict[str, Any]]:
-    """All end-to-end results, oldest name first."""
-    return [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob("cpu-*.json"))]
+def results(kind: str) -> list[dict[str, Any]]:
+    """All committed results of a kind ("cpu" or "load"), by name."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob(f"{kind}-*.json"))]
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -60,11 +60,31 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The markdown that goes between the marks."""
-    if not results:
+def load_table(found: list[dict[str, Any]]) -> str:
+    """Loading in a new process, files in the page cache."""
+    lines = [
+        "| load, 2 threads | file | LLM(...) | to the first token | a plain read | peak memory |",
+        "|" + "---|" * 6,
+    ]
+    for result in found:
+        size, median = result["file_bytes"] / 1e9, result["median"]
+        cells = [
+            result["model"],
+            f"{size:.2f} GB",
+            f"{median['load_s']:.2f} s ({size / median['load_s']:.1f} GB/s)",
+            f"{median['first_token_s']:.2f} s",
+            f"{median['plain_read_s']:.2f} s",
+            f"{result['peak_share']:.2f}x the file",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if found else ""
+
+
+def speed_table(found: list[dict[str, Any]]) -> str:
+    """Decode and prefill of every engine."""
+    if not found:
         return ""
-    head = result_header(results[0])
+    head = result_header(found[0])
     columns = [
         "model",
         "engine",
@@ -76,7 +96,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "pyrite is",
     ]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for result in results:
+    for result in found:
         lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
     return f"{head}\n\n" + "\n".join(lines) + "\n"
 
@@ -98,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    text = table(load())
+    text = "\n".join(part for part in (speed_table(results("cpu")), load_table(results("load"))) if part)
     stale = []
     for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
         old = path.read_text()
