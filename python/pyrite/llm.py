@@ -43,6 +43,7 @@ class LLM:
         ConfigError: a bad setting, an unknown model, or a value whose feature is not built yet.
         CheckpointError: a model folder that cannot be trusted.
         CapacityError: it does not fit in memory.
+        BackendError: the GPU that was asked for does not work.
     """
 
     def __init__(

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pyrite.backends.base import kv_block_bytes
+from pyrite.backends.devices import CUDA_FUSED_OPS, Device, free_device_bytes, resolve_device
 from pyrite.errors import CapacityError, ConfigError
+from pyrite.models.fuse import fuse
 from pyrite.settings import EngineConfig, FloatDtype
 from pyrite.source import open_model, resolve_folder
 from pyrite.system import free_memory_bytes
@@ -47,6 +49,8 @@ class MemoryPlan:
         scratch_bytes: activations of the largest step.
         logits_bytes: logits rows of the largest step; taken only as far as rows are asked for.
         capacity_tokens: tokens of sequences, together, that the KV blocks hold for sure.
+        device: what it runs on; all bytes are on that device.
+        dtype: of matrices on a GPU; "auto" on the CPU, where each keeps its own.
     """
 
     architecture: str
@@ -61,6 +65,8 @@ class MemoryPlan:
     max_num_seqs: int
     max_model_len: int
     capacity_tokens: int
+    device: Device
+    dtype: str
 
     @property
     def total_bytes(self) -> int:
@@ -101,22 +107,31 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
 
     KV blocks are dealt so that every group holds the same number of tokens, up to what `max_num_seqs` sequences of
     `max_model_len` need. Without `kv_cache_memory` they get at most half of the memory that weights leave free; a
-    default `max_model_len` that does not fit shrinks with a warning.
+    default `max_model_len` that does not fit shrinks with a warning. On a GPU it is the device's memory that counts.
 
     Raises:
-        ConfigError: `max_model_len` beyond the model's.
+        ConfigError: `max_model_len` beyond the model's; device "cuda" where it cannot be.
+        BackendError: device "cuda" with a GPU that does not work.
         CapacityError: the weights, or one sequence of an explicit `max_model_len`, or one block, do not fit.
     """
-    program = model.program
+    device = resolve_device(config.device)
     rows = config.max_logit_rows
-    weight_bytes, num_parameters = _weights(program, model.weights, config.dtype)
-    scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows)
+    program, dtype, itemsize = model.program, config.dtype, 4
+    if device == "cuda":
+        program, dtype = fuse(program, CUDA_FUSED_OPS), matrix_dtype(model.weights, program, config)
+        itemsize = _ITEMSIZE[dtype]
+    weight_bytes, num_parameters = _weights(program, model.weights, dtype)
+    scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows, itemsize=itemsize)
     logits = 4 * rows * program.vocab_size
     kv_dtype = kv_cache_dtype(model.weights, program, config)
-    free = free_memory_bytes() - weight_bytes - scratch - logits
+    on_device = free_memory_bytes() if device == "cpu" else free_device_bytes()
+    free = on_device - weight_bytes - scratch - logits
     if free <= 0:
-        needed = weight_bytes + scratch + logits
-        raise CapacityError("the model does not fit in memory", got=f"{free + needed} bytes free", expected=needed)
+        raise CapacityError(
+            "the model does not fit in memory",
+            got=f"{on_device} bytes free on {device}",
+            expected=weight_bytes + scratch + logits,
+        )
     budget = config.kv_cache_memory if config.kv_cache_memory is not None else free // 2
     if budget > free:
         raise CapacityError(
@@ -141,14 +156,22 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
         capacity_tokens=capacity,
+        device=device,
+        dtype=dtype,
     )
 
 
 def kv_cache_dtype(weights: Weights, program: Program, config: EngineConfig) -> FloatDtype:
     """The dtype of keys and values: as asked for, or that of the (converted) matrices."""
-    for dtype in (config.kv_cache_dtype, config.dtype):
-        if dtype in get_args(FloatDtype):
-            return dtype  # type: ignore[return-value]
+    if config.kv_cache_dtype in get_args(FloatDtype):
+        return config.kv_cache_dtype  # type: ignore[return-value]
+    return matrix_dtype(weights, program, config)
+
+
+def matrix_dtype(weights: Weights, program: Program, config: EngineConfig) -> FloatDtype:
+    """The dtype of matrices: as asked for, or that of most of them on disk."""
+    if config.dtype in get_args(FloatDtype):
+        return config.dtype  # type: ignore[return-value]
     found = weights.tensors()
     matrices = [found[p.sources[0]][0] for p in program.parameters if p.kind == "matrix"]
     most = max(set(matrices), key=matrices.count, default="F32")

@@ -29,11 +29,14 @@ class Environment:
         cpu_isa: `PYRITE_CPU_ISA`, force an instruction level: scalar, avx2, avx512, avx512vnni or avx512bf16.
         num_threads: `PYRITE_NUM_THREADS`, worker threads where `LLM(num_threads=None)`.
         log: `PYRITE_LOG`, the level at which the command line logs: debug, info, warning or error.
+        cuda_graphs: `PYRITE_CUDA_GRAPHS`, 0 launches every kernel of a decode step by itself, as tools that watch
+            kernels need it; 1 is the default.
     """
 
     cpu_isa: str | None = None
     num_threads: int | None = None
     log: str = "warning"
+    cuda_graphs: bool = True
 
     @classmethod
     def read(cls) -> Environment:
@@ -55,7 +58,10 @@ class Environment:
         log = (os.environ.get("PYRITE_LOG") or "warning").lower()
         if log not in LOG_LEVELS:
             raise ConfigError("unknown log level", got=log[:40], expected=", ".join(LOG_LEVELS), field="PYRITE_LOG")
-        return cls(cpu_isa=isa, num_threads=int(threads) if threads else None, log=log)
+        graphs = os.environ.get("PYRITE_CUDA_GRAPHS") or "1"
+        if graphs not in ("0", "1"):
+            raise ConfigError("not a switch", got=graphs[:40], expected="0 or 1", field="PYRITE_CUDA_GRAPHS")
+        return cls(cpu_isa=isa, num_threads=int(threads) if threads else None, log=log, cuda_graphs=graphs == "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +69,10 @@ class EngineConfig:
     """The keywords of `LLM`, validated. Those that say so are not built yet beyond the named value.
 
     Args:
-        device: "auto" or "cpu". "cuda" is not built yet.
-        dtype: of weight matrices: "auto" keeps the checkpoint's; "float32", "float16", "bfloat16" convert on load.
+        device: "cpu"; "cuda", which needs `pip install "pyrite[cuda]"` and an NVIDIA GPU; or "auto", the GPU when one
+            is visible, torch is installed and a first kernel works, and else the CPU.
+        dtype: of weight matrices: "auto" keeps the checkpoint's; "float32", "float16", "bfloat16" convert on load. On a
+            GPU all matrices and the activations have one dtype, that of most matrices under "auto".
         quantization: None. Others are not built yet.
         kv_cache_dtype: "auto" is float32 for a float32 model and bfloat16 or float16 for such a model;
             or one of the three by name.
@@ -101,9 +109,7 @@ class EngineConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.device == "cuda":
-            raise _not_built("device", self.device, '"cpu" or "auto"')
-        _check_choice("device", self.device, ("auto", "cpu"))
+        _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("dtype", self.dtype, ("auto", *FLOAT_DTYPES))
         if isinstance(self.kv_cache_dtype, str) and self.kv_cache_dtype.startswith(("fp8", "int8", "float8")):
             raise _not_built("kv_cache_dtype", self.kv_cache_dtype, '"auto"')

@@ -62,7 +62,7 @@ FIELDS = {
     RequestMetrics: "queue_ms ttft_ms tpot_ms e2e_ms num_prompt_tokens num_generated_tokens num_cached_tokens "
     "preemptions",
     MemoryPlan: "architecture num_parameters weight_bytes kv_bytes scratch_bytes logits_bytes kv_groups kv_cache_dtype "
-    "block_size max_num_seqs max_model_len capacity_tokens",
+    "block_size max_num_seqs max_model_len capacity_tokens device dtype",
 }
 
 

@@ -25,7 +25,6 @@ BAD = [
 ]
 
 NOT_BUILT = [
-    ("device", "cuda"),
     ("quantization", "int4"),
     ("quantization", 4),
     ("kv_cache_dtype", "fp8"),
@@ -54,20 +53,28 @@ def test_block_sizes(block_size):
 
 
 def test_environment(monkeypatch):
-    for name in ("CPU_ISA", "NUM_THREADS", "LOG"):
+    for name in ("CPU_ISA", "NUM_THREADS", "LOG", "CUDA_GRAPHS"):
         monkeypatch.delenv(f"PYRITE_{name}", raising=False)
     assert Environment.read() == Environment(None, None, "warning")
     monkeypatch.setenv("PYRITE_CPU_ISA", "scalar")
     monkeypatch.setenv("PYRITE_NUM_THREADS", "3")
     monkeypatch.setenv("PYRITE_LOG", "DEBUG")
-    assert Environment.read() == Environment("scalar", 3, "debug")
+    monkeypatch.setenv("PYRITE_CUDA_GRAPHS", "0")
+    assert Environment.read() == Environment("scalar", 3, "debug", False)
     monkeypatch.setenv("PYRITE_NUM_THREADS", "")
     assert Environment.read().num_threads is None
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("CPU_ISA", "sse9"), ("NUM_THREADS", "0"), ("NUM_THREADS", "two"), ("NUM_THREADS", "٣"), ("LOG", "loud")],
+    [
+        ("CPU_ISA", "sse9"),
+        ("NUM_THREADS", "0"),
+        ("NUM_THREADS", "two"),
+        ("NUM_THREADS", "٣"),
+        ("LOG", "loud"),
+        ("CUDA_GRAPHS", "yes"),
+    ],
 )
 def test_bad_environment(monkeypatch, name, value):
     monkeypatch.setenv(f"PYRITE_{name}", value)

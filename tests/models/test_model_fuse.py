@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 from oracle import prompt
+from pyrite.errors import InternalError
 from pyrite.models import load_config, record
 from pyrite.models.decoder import record_unfused
-from pyrite.models.program import Linear, Program
+from pyrite.models.fuse import fuse
+from pyrite.models.program import Add, Glu, HeadNorm, KvStore, Linear, Program, Rope
 from runners import run_reference
 from tiny_models import FAMILIES, tiny
 from variants import VARIANTS
@@ -26,6 +28,45 @@ def test_merging_changes_no_bit(variant):
     assert len(fused.ops) < len(unfused.ops)
     chunks = [11, 1, 18]
     assert np.array_equal(run_reference(fused, folder, ids, chunks), run_reference(unfused, folder, ids, chunks))
+
+
+FUSED_OPS = ("linear_glu", "linear_add", "qk_norm_rope_store", "add_rms_norm")
+FUSED_VARIANTS = ["llama_default", "llama_no_bias", "llama_tied", *FAMILIES[1:], "muse_glimmer_bias"]
+
+
+@pytest.mark.parametrize("variant", FUSED_VARIANTS)
+def test_fused_ops_change_no_bit(variant):
+    family, overrides = VARIANTS[variant]
+    folder = tiny(family, **overrides)
+    plain, ids, chunks = record(load_config(folder)), prompt(30), [11, 1, 18]
+    expected = run_reference(plain, folder, ids, chunks)
+    for names in [(name,) for name in FUSED_OPS] + [FUSED_OPS]:
+        fused = fuse(plain, names)
+        assert np.array_equal(run_reference(fused, folder, ids, chunks), expected)
+        assert {op.op for op in fused.ops} & set(FUSED_OPS) <= set(names)
+
+
+def count(program: Program, kind: object) -> int:
+    return sum(op.op == kind or (isinstance(kind, type) and isinstance(op, kind)) for op in program.ops)
+
+
+def test_what_is_fused():
+    layers = 3
+    llama = fuse(record(load_config(tiny("llama"))), FUSED_OPS)
+    assert count(llama, "linear_add") == 2 * layers and count(llama, "linear_glu") == layers
+    assert count(llama, "qk_norm_rope_store") == layers and count(llama, "add_rms_norm") == 0
+    assert not any(count(llama, kind) for kind in (Add, Glu, Rope, HeadNorm, KvStore))
+    assert [op.op for op in llama.ops][:5] == ["embed", "rms_norm", "linear", "qk_norm_rope_store", "attention"]
+    muse = fuse(record(load_config(tiny("muse_glimmer"))), FUSED_OPS)  # its branches are normed before they are added
+    assert count(muse, "linear_add") == 0 and count(muse, "add_rms_norm") == 2 * 7 - 1
+    stores = [op for op in muse.ops if op.op == "qk_norm_rope_store"]
+    assert len(stores) == 7 and {op.table for op in stores} == {0, None}
+    assert all(op.q_norm.scale == 2.1 and op.k_norm.scale == 1.0 for op in stores)
+
+
+def test_unknown_fused_op():
+    with pytest.raises(InternalError, match="no such fused op"):
+        fuse(record(load_config(tiny("llama"))), ["linear_everything"])
 
 
 def matrices(program: Program) -> list[str]:
@@ -69,10 +110,11 @@ def test_a_tied_head_is_the_embedding():
     assert last.weight == program.ops[0].weight == "embedding"
 
 
+@pytest.mark.parametrize("fused", [(), FUSED_OPS], ids=["plain", "fused"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_slots_hold_one_live_buffer(variant):
+def test_slots_hold_one_live_buffer(variant, fused):
     family, overrides = VARIANTS[variant]
-    program = record(load_config(tiny(family, **overrides)))
+    program = fuse(record(load_config(tiny(family, **overrides))), fused)
     lives: dict[int, list[int]] = {}
     for index, op in enumerate(program.ops):
         for field in (*op.reads, *op.writes):

@@ -1,6 +1,7 @@
 """The contract between models and hardware: what each op of a program computes, and what a backend offers.
 
-Notation: `x[t]` is row t of a view, T tokens in a step, R rows that want logits, S sequences. All activations are f32.
+Notation: `x[t]` is row t of a view, T tokens in a step, R rows that want logits, S sequences. All activations are f32,
+except on a GPU, where those of [T, width] have the dtype of the matrices (accumulation is in f32 and the logits are f32).
 "Rows" below means T, or R after `select_rows`. Nothing aliases unless "in place" is said.
 
 | op | reads | writes | computes |
@@ -17,6 +18,15 @@ Notation: `x[t]` is row t of a view, T tokens in a step, R rows that want logits
 | `add` | x, y [rows, width] | x in place | `x + y` |
 | `select_rows` | x [T, width], logit_rows [R] | out [R, width] | `out[r] = x[logit_rows[r]]` |
 | `logits` | x [R, vocab] | x in place | `soft_cap * tanh(multiplier * x / soft_cap)`; without a cap `multiplier * x` |
+
+Fused ops, made by the passes of `models/fuse.py` for the backends that name them. Each equals its parts in that order.
+
+| op | reads | writes | computes |
+|---|---|---|---|
+| `linear_add` | x [rows, in], weight [out, in], bias [out] or none, residual [rows, out] | residual in place | `linear`, then `add` to the residual |
+| `linear_glu` | x [rows, in], weight [2 * width, in], bias [2 * width] or none | out [rows, width] | `linear`, then `glu` of its first half (gate) and second half (up) |
+| `add_rms_norm` | x, y [rows, width], weight [width] or none | x in place, out [rows, width] | `add`, then `rms_norm` of the sum |
+| `qk_norm_rope_store` | q [T, num_heads * head_dim], k, v [T, num_kv_heads * head_dim], positions [T], slot_mapping [T] | q in place, cache of (group, layer) | `head_norm` of q and of k (each where given), `rope` of both (where a table is given), `kv_store`. The buffer of k keeps its old content |
 
 Determinism (every backend): the result for a row may not depend on T, R, S, on other rows, on how a prompt was cut into
 steps, on block size or numbers, or on the number of threads. The sum over `in` of a `linear` is cut into spans fixed by

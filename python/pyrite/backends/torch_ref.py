@@ -276,6 +276,41 @@ def _logits(step: _Step, op: ir.Logits) -> None:
         x.copy_(y if op.soft_cap is None else op.soft_cap * torch.tanh(y / op.soft_cap))
 
 
+def _linear_add(step: _Step, op: ir.LinearAdd) -> None:
+    weight, bias = step.backend.parameters[op.weight], step.parameter(op.bias)
+    for x, residual in step.rows(op.x, op.residual):
+        y = torch.mv(weight, x)
+        residual.copy_(residual + (y if bias is None else y + bias))
+
+
+def _linear_glu(step: _Step, op: ir.LinearGlu) -> None:
+    weight, bias = step.backend.parameters[op.weight], step.parameter(op.bias)
+    for x, out in step.rows(op.x, op.out):
+        y = torch.mv(weight, x)
+        gate, up = (y if bias is None else y + bias).chunk(2)
+        out.copy_(gate / (1 + torch.exp(-gate)) * up)
+
+
+def _add_rms_norm(step: _Step, op: ir.AddRmsNorm) -> None:
+    _add(step, ir.Add(op.x, op.y))
+    _rms_norm(step, ir.RmsNorm(op.x, op.out, op.weight, op.eps, op.weight_offset))
+
+
+def _qk_norm_rope_store(step: _Step, op: ir.QkNormRopeStore) -> None:
+    keys = step.view(op.k).clone()
+    for view, norm in ((op.q, op.q_norm), (op.k, op.k_norm)):
+        heads = view.width // op.head_dim
+        if norm is not None:
+            _head_norm(
+                step,
+                ir.HeadNorm(view, heads, op.head_dim, norm.weight, norm.eps, norm.weight_offset, norm.scale),
+            )
+        if op.table is not None:
+            _rope(step, ir.Rope(view, heads, op.head_dim, op.table))
+    _kv_store(step, ir.KvStore(op.k, op.v, op.group, op.layer))
+    step.view(op.k).copy_(keys)
+
+
 _OPS: dict[type[ir.Op], Callable] = {
     ir.Embed: _embed,
     ir.RmsNorm: _rms_norm,
@@ -289,6 +324,10 @@ _OPS: dict[type[ir.Op], Callable] = {
     ir.Add: _add,
     ir.SelectRows: _select_rows,
     ir.Logits: _logits,
+    ir.LinearAdd: _linear_add,
+    ir.LinearGlu: _linear_glu,
+    ir.AddRmsNorm: _add_rms_norm,
+    ir.QkNormRopeStore: _qk_norm_rope_store,
 }
 
 

@@ -10,6 +10,7 @@ from pyrite import _core
 from pyrite.engine.engine import Engine
 
 if TYPE_CHECKING:
+    from pyrite.backends.base import Backend
     from pyrite.engine.sequence import Vocabulary
     from pyrite.memory import MemoryPlan
     from pyrite.settings import EngineConfig, Environment
@@ -40,15 +41,12 @@ def build_engine(
     """Load the weights and return an idle engine.
 
     Args:
-        plan: the sizes of everything.
+        plan: the device, and the sizes of everything.
         progress: called with (bytes done, bytes in all).
 
     Raises:
-        CheckpointError, CapacityError, ConfigError: the weights cannot be loaded.
+        CheckpointError, CapacityError, ConfigError, BackendError: the weights cannot be loaded.
     """
-    from pyrite.backends.cpu import CpuBackend
-
-    num_blocks = [group.num_blocks for group in plan.kv_groups]
     scheduler = _core.Scheduler(
         groups=[(group.window, group.num_blocks) for group in plan.kv_groups],
         block_size=config.block_size,
@@ -59,11 +57,25 @@ def build_engine(
         enable_prefix_caching=config.enable_prefix_caching,
         hash_key=int.from_bytes(os.urandom(8), "little"),
     )
-    backend = CpuBackend(
+    make = _cuda_backend if plan.device == "cuda" else _cpu_backend
+    backend = make(model, config, environment, plan, progress)
+    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
+
+
+def _cpu_backend(
+    model: OpenModel,
+    config: EngineConfig,
+    environment: Environment,
+    plan: MemoryPlan,
+    progress: Callable[[int, int], None] | None,
+) -> Backend:
+    from pyrite.backends.cpu import CpuBackend
+
+    return CpuBackend(
         model.program,
         model.weights.source,  # type: ignore[arg-type]
         block_size=config.block_size,
-        num_blocks=num_blocks,
+        num_blocks=[group.num_blocks for group in plan.kv_groups],
         max_tokens=config.max_num_batched_tokens,
         max_rows=config.max_logit_rows,
         max_seqs=config.max_num_seqs,
@@ -73,4 +85,28 @@ def build_engine(
         isa=environment.cpu_isa,
         progress=progress,
     )
-    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
+
+
+def _cuda_backend(
+    model: OpenModel,
+    config: EngineConfig,
+    environment: Environment,
+    plan: MemoryPlan,
+    progress: Callable[[int, int], None] | None,
+) -> Backend:
+    from pyrite.backends.cuda import CudaBackend
+
+    return CudaBackend(
+        model.program,
+        model.weights,
+        block_size=config.block_size,
+        num_blocks=[group.num_blocks for group in plan.kv_groups],
+        max_tokens=config.max_num_batched_tokens,
+        max_rows=config.max_logit_rows,
+        max_seqs=config.max_num_seqs,
+        max_model_len=plan.max_model_len,
+        dtype=plan.dtype,
+        kv_dtype=plan.kv_cache_dtype,
+        graphs=environment.cuda_graphs,
+        progress=progress,
+    )

@@ -240,6 +240,79 @@ class Logits(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class LinearAdd(Op):
+    """Fused: `residual += x weight^T + bias`, in place."""
+
+    op = "linear_add"
+    reads = ("x", "residual")
+    writes = ("residual",)
+    x: View
+    residual: View
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearGlu(Op):
+    """Fused: `out = activation(x gate^T) * (x up^T)`; the rows of `weight` are those of gate, then those of up."""
+
+    op = "linear_glu"
+    reads = ("x",)
+    writes = ("out",)
+    x: View
+    out: View
+    weight: str
+    bias: str | None = None
+    activation: Literal["silu"] = "silu"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRmsNorm(Op):
+    """Fused: `x += y`, in place, then `out` is the RMS norm of that sum."""
+
+    op = "add_rms_norm"
+    reads = ("x", "y")
+    writes = ("x", "out")
+    x: View
+    y: View
+    out: View
+    weight: str | None
+    eps: float
+    weight_offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NormOfHeads:
+    """What a `HeadNorm` does to each head."""
+
+    weight: str | None
+    eps: float
+    weight_offset: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class QkNormRopeStore(Op):
+    """Fused: norm and rotate the heads of `q` (in place) and `k`, and store `k` and `v` in the cache.
+
+    A norm that is None is left out, and so is the rotation when `table` is None.
+    """
+
+    op = "qk_norm_rope_store"
+    reads = ("q", "k", "v")
+    writes = ("q",)
+    q: View
+    k: View
+    v: View
+    head_dim: int
+    q_norm: NormOfHeads | None
+    k_norm: NormOfHeads | None
+    table: int | None
+    group: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A model as ops over buffers. The last buffer written through `logits` is `[R, vocab_size]`."""
 
@@ -264,9 +337,14 @@ class Program:
         data["ops"] = [{"op": op.op, **dataclasses.asdict(op)} for op in self.ops]
         return json.dumps(data, default=dataclasses.asdict)
 
-    def scratch_bytes(self, *, max_tokens: int, max_rows: int) -> int:
-        """Bytes of the arena that holds every slot at these sizes of T and R."""
-        return sum(4 * slot.width * (max_tokens if slot.rows == "T" else max_rows) for slot in self.slots)
+    def scratch_bytes(self, *, max_tokens: int, max_rows: int, itemsize: int = 4) -> int:
+        """Bytes of the arena that holds every slot at these sizes of T and R.
+
+        Args:
+            itemsize: bytes of an activation of `[T, width]`; those of `[R, width]` take 4.
+        """
+        widths = {rows: sum(slot.width for slot in self.slots if slot.rows == rows) for rows in ("T", "R")}
+        return itemsize * widths["T"] * max_tokens + 4 * widths["R"] * max_rows
 
 
 def assign_slots(program: Program) -> Program:
