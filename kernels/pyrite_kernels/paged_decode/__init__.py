@@ -1,0 +1,1 @@
+"""The op `paged_decode`: kernel, launch, plain twin and cases."""

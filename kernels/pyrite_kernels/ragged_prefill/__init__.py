@@ -1,0 +1,1 @@
+"""The op `ragged_prefill`: kernel, launch, plain twin and cases."""

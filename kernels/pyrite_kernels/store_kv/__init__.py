@@ -1,0 +1,1 @@
+"""The op `store_kv`: kernel, launch, plain twin and cases."""
