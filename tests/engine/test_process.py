@@ -14,7 +14,9 @@ import pytest
 HERE = Path(__file__).parent
 
 PRELUDE = """
-import sys, time, os, threading
+import sys, time, os, threading, signal
+# A runner in the background starts its children with Ctrl-C ignored; at a terminal it is not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {here!r})
 from rig import Rig
 from pyrite.errors import BackendError
