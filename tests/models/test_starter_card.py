@@ -76,6 +76,35 @@ def test_transformers_chats_with_the_folder():
         assert text.startswith(" to=self<|message|>") == thinks
 
 
+@pytest.mark.slow
+def test_pyrite_agrees_with_transformers_on_the_folder():
+    """In f32: the same tokens, and logprobs within 1e-3, on prompts longer than the window of 64."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from pyrite import LLM, SamplingParams
+
+    model = transformers.MuseGlimmerForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True, prompt_logprobs=0, logprobs=0)
+    story = "Once upon a time there was a brave girl named Nora who lived near the river. " * 6
+    with LLM(dtype="float32") as llm:
+        question = llm.apply_chat_template([{"role": "user", "content": "Sort 62, 9, 35."}])
+        prompts = [
+            llm.tokenizer.encode(story),
+            llm.tokenizer.encode(question, add_special_tokens=False),
+        ]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert len(prompts[0]) > 100
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = prompt + output.outputs[0].token_ids
+        entries = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+        with torch.inference_mode():
+            logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for position, (token_id, entry) in enumerate(zip(ids[1:], entries, strict=True)):
+            assert abs(entry[token_id].logprob - logprobs[position, token_id].item()) < 1e-3, position
+        first_new = len(prompt) - 1
+        assert logprobs[first_new:-1].argmax(-1).tolist() == output.outputs[0].token_ids
+
+
 def test_unknown_roles_raise():
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
