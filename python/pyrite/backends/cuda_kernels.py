@@ -1,11 +1,29 @@
-"""The table of kernels: which function runs each op of the CUDA backend. The only importer of `pyrite_kernels`.
+"""The table of kernels: which function runs each op of the CUDA backend.
 
 An op moves from its plain torch form to its Triton kernel by one line here.
 """
 
 from __future__ import annotations
 
+from pyrite_kernels import paged_decode, ragged_prefill, store_kv
+
 from pyrite.backends import cuda_twins as twins
+
+__all__ = [
+    "embed",
+    "gate",
+    "glu",
+    "head_norm",
+    "matmul",
+    "matmul_glu",
+    "paged_decode",
+    "qk_norm_rope_store",
+    "ragged_prefill",
+    "rms_norm",
+    "rope",
+    "scale_and_cap",
+    "store_kv",
+]
 
 matmul = twins.matmul
 matmul_glu = twins.matmul_glu
@@ -15,8 +33,5 @@ gate = twins.gate
 embed = twins.embed
 head_norm = twins.head_norm
 rope = twins.rope
-store_kv = twins.store_kv
 qk_norm_rope_store = twins.qk_norm_rope_store
-paged_decode = twins.paged_decode
-ragged_prefill = twins.ragged_prefill
 scale_and_cap = twins.scale_and_cap

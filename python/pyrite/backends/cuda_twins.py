@@ -8,88 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-
-_ROWS_AT_ONCE = 8  # rows of attention whose keys are gathered together
-
-
-def store_kv(
-    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slot_mapping: torch.Tensor
-) -> None:
-    """Write keys and values [T, num_kv_heads, head_dim] at their slots [T] i32; slot -1 stores nothing."""
-    slots = slot_mapping.long()
-    stored = slots >= 0
-    # What is not stored repeats the first row that is, which writes the same bits twice; without one, slot 0 stays.
-    first = stored.to(torch.int32).argmax()
-    index = torch.where(stored, slots, slots[first]).clamp_min(0)
-    for values, cache in ((k, k_cache), (v, v_cache)):
-        flat = cache.view(-1, *cache.shape[2:])
-        rows = torch.where(stored[:, None, None], values, values[first]).to(cache.dtype)
-        flat.index_copy_(0, index, torch.where(stored[first], rows, flat[:1]))
-
-
-def paged_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    softmax_scale: float,
-    window: int | None = None,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Attend one query per sequence, [S, num_heads, head_dim], to the last position of its paged cache."""
-    for start in range(0, len(q), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        attended = _attend(q[rows], k_cache, v_cache, block_table[rows], seq_lens[rows], softmax_scale, window)
-        out[rows].copy_(attended)
-    return out
-
-
-def ragged_prefill(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    seq_lens: torch.Tensor,
-    *,
-    softmax_scale: float,
-    window: int | None = None,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Attend the last tokens of each sequence, packed as [T, num_heads, head_dim], causally to its paged cache."""
-    rows = torch.arange(len(q), dtype=torch.int32, device=q.device)
-    seq = torch.searchsorted(cu_seqlens_q[1:].contiguous(), rows, right=True)
-    keys = seq_lens[seq] - (cu_seqlens_q[1:][seq] - rows) + 1
-    return paged_decode(
-        q, k_cache, v_cache, block_table[seq], keys, softmax_scale=softmax_scale, window=window, out=out
-    )
-
-
-def _attend(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    num_keys: torch.Tensor,
-    softmax_scale: float,
-    window: int | None,
-) -> torch.Tensor:
-    """[rows, num_heads, head_dim] f32 of queries that each see the first `num_keys` positions of a table."""
-    block_size, num_kv_heads = k_cache.shape[1:3]
-    place = torch.arange(block_table.shape[1] * block_size, device=q.device)
-    slots = block_table.clamp_min(0)[:, place // block_size].long() * block_size + place % block_size  # [rows, keys]
-    seen = place < num_keys[:, None]
-    if window is not None:
-        seen &= place >= num_keys[:, None] - window
-    heads = q.float().unflatten(1, (num_kv_heads, -1))  # [rows, num_kv_heads, shared, head_dim]
-    k = k_cache.view(-1, *k_cache.shape[2:])[slots].float()
-    v = v_cache.view(-1, *v_cache.shape[2:])[slots].float()
-    scores = torch.einsum("rgsd,rkgd->rgsk", heads, k) * softmax_scale
-    weights = torch.softmax(scores.masked_fill(~seen[:, None, None], -torch.inf), dim=-1)
-    v = torch.where(seen[:, :, None, None], v, 0.0)  # an unseen value may be NaN, and 0 * NaN is NaN
-    return torch.einsum("rgsk,rkgd->rgsd", weights, v).flatten(1, 2)
+from pyrite_kernels import store_kv
 
 
 def matmul(
@@ -184,13 +103,16 @@ def qk_norm_rope_store(
     inv_freq: torch.Tensor | None,
     rope_scale: float,
 ) -> None:
-    """Norm (where a weight is given) and rotate (where frequencies are) the heads of q, in place, and k; store k, v."""
+    """Norm (where a weight is given) and rotate (where frequencies are) the heads of q, in place, and k; store k, v.
+
+    The cache gets k as it was rounded to the dtype of v.
+    """
     rotated = []
     for x, weight, eps in ((q, q_weight, q_eps), (k, k_weight, k_eps)):
         y = x.float() if weight is None else _norm(x.float(), weight, eps)
         rotated.append(y if inv_freq is None else rope(y.clone(), positions, inv_freq, scale=rope_scale))
     q.copy_(rotated[0])
-    store_kv(rotated[1], v, k_cache, v_cache, slot_mapping)
+    store_kv(rotated[1].to(v.dtype), v, k_cache, v_cache, slot_mapping)
 
 
 def scale_and_cap(logits: torch.Tensor, *, multiplier: float, soft_cap: float | None) -> torch.Tensor:
