@@ -1,0 +1,213 @@
+"""The reference: golden bytes, and what must hold of any matrix."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import golden
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pyrite.errors import CheckpointError, ShapeError
+from pyrite.quant import reference
+from pyrite.quant.reference import QuantizedMatrix, fma, integer_matmul, quantize, quantize_activations
+from pyrite.quant.scheme import QuantScheme
+
+SCHEMES = golden.schemes()
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
+
+
+def weights(columns: int) -> st.SearchStrategy[np.ndarray]:
+    values = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    wide = arrays.arrays(np.float32, (2, columns), elements=values)
+    scale = st.sampled_from([1e-9, 1e-4, 0.02, 1.0, 1e5])
+    seeds = st.integers(0, 2**32 - 1)
+    usual = st.builds(
+        lambda seed, s: (np.random.default_rng(seed).standard_normal((2, columns)) * s).astype(np.float32), seeds, scale
+    )
+    return wide | usual
+
+
+def squared_errors(matrix: QuantizedMatrix, weight: np.ndarray) -> np.ndarray:
+    """[groups] f64."""
+    difference = matrix.dequantize().astype(np.float64) - weight
+    return (difference**2).reshape(-1, matrix.scheme.group_size).sum(axis=1)
+
+
+def plain(weight: np.ndarray, scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch) -> QuantizedMatrix:
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "FACTORS", {4: (1.0,), 8: (1.0,)})
+        return quantize(weight, scheme)
+
+
+def test_golden_bytes():
+    committed, inputs = golden.read(), golden.inputs()
+    everything = {**inputs, **golden.outputs(inputs)}
+    assert committed.keys() == everything.keys()
+    for key, value in everything.items():
+        assert value.tobytes() == committed[key], key
+
+
+def test_the_golden_inputs_reach_every_rule():
+    codes = {name: quantize(golden.inputs()["weight"], scheme) for name, scheme in SCHEMES.items()}
+    scales = codes["int4"].scales.astype(np.float32)
+    assert (scales == reference.SMALLEST_SCALE).any() and (scales == reference.LARGEST_SCALE).any()
+    assert ((scales > reference.SMALLEST_SCALE) & (scales < 2.0**-14)).any()  # subnormal in f16
+    zeros = codes["int4"].zeros
+    assert zeros is not None and (zeros == 0).any() and (zeros == 15).any() and ((zeros > 0) & (zeros < 15)).any()
+
+
+@every_scheme
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_bounds(scheme: QuantScheme, data: st.DataObject):
+    weight = data.draw(weights(2 * scheme.group_size))
+    matrix = quantize(weight, scheme)
+    assert matrix.codes.dtype == np.uint8 and matrix.codes.max() <= scheme.max_code
+    assert matrix.scales.dtype == np.float16 and np.isfinite(matrix.scales).all() and (matrix.scales > 0).all()
+    assert (matrix.zeros is None) == scheme.symmetric
+    assert matrix.zeros is None or matrix.zeros.max() <= scheme.max_code
+    assert np.isfinite(matrix.dequantize()).all()
+
+
+@every_scheme
+def test_no_worse_than_plain_rounding(scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch):
+    @settings(max_examples=40, deadline=None)
+    @given(weight=weights(scheme.group_size))
+    def check(weight: np.ndarray) -> None:
+        searched = squared_errors(quantize(weight, scheme), weight)
+        rounded = squared_errors(plain(weight, scheme, monkeypatch), weight)
+        assert (searched <= rounded * (1 + 1e-5) + 1e-44).all()
+
+    check()
+
+
+@every_scheme
+def test_better_than_plain_rounding_on_normal_weights(scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch):
+    weight = np.random.default_rng(3).standard_normal((64, 256)).astype(np.float32)
+    searched = squared_errors(quantize(weight, scheme), weight).sum()
+    rounded = squared_errors(plain(weight, scheme, monkeypatch), weight).sum()
+    assert searched < 0.96 * rounded
+
+
+@every_scheme
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_idempotent_where_a_group_spans_its_codes(scheme: QuantScheme, data: st.DataObject):
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    shape, groups = (3, 2 * scheme.group_size), (3, 2)
+    codes = rng.integers(0, scheme.max_code + 1, shape).astype(np.uint8)
+    codes.reshape(*groups, -1)[:, :, :2] = (0, scheme.max_code)
+    scales = rng.integers(1, 0x7BFF + 1, groups).astype(np.uint16).view(np.float16)  # every positive finite one
+    zeros = None if scheme.symmetric else rng.integers(0, scheme.max_code + 1, groups).astype(np.uint8)
+    again = quantize(QuantizedMatrix(scheme, codes, scales, zeros).dequantize(), scheme)
+    assert (again.codes == codes).all() and (again.scales == scales).all()
+    assert zeros is None or (again.zeros == zeros).all()
+
+
+@every_scheme
+def test_zeros_stay_zero(scheme: QuantScheme):
+    weight = np.random.default_rng(4).standard_normal((4, 256)).astype(np.float32)
+    weight[:, ::3] = 0.0
+    assert (quantize(weight, scheme).dequantize()[:, ::3] == 0.0).all()
+    assert (quantize(np.zeros((1, 256), np.float32), scheme).dequantize() == 0.0).all()
+    assert (quantize(np.full((1, 256), -0.0, np.float32), scheme).dequantize() == 0.0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers(bad: float):
+    weight = np.zeros((2, 64), np.float32)
+    weight[1, 3] = bad
+    with pytest.raises(CheckpointError, match=r"layers\.3\.up: NaN or infinite"):
+        quantize(weight, SCHEMES["int4"], name="layers.3.up")
+
+
+@pytest.mark.parametrize("shape", [(64,), (2, 96), (2, 0), (1, 2, 64)])
+def test_shapes_without_whole_groups(shape: tuple[int, ...]):
+    with pytest.raises(ShapeError, match="multiple of 64"):
+        quantize(np.zeros(shape, np.float32), SCHEMES["int4"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=arrays.arrays(np.float32, (3, 4), elements=st.floats(-(2.0**60), 2.0**60, width=32)),
+)
+def test_fma_rounds_once(values: np.ndarray):
+    a, b, c = values
+    for got, *exact in zip(fma(a, b, c), a, b, c, strict=True):
+        x, y, z = (Fraction(float(v)) for v in exact)
+        assert got == nearest_f32(x * y + z)
+
+
+def test_fma_where_two_roundings_fail():
+    a, b = np.float32([1 + 2.0**-12]), np.float32([1 + 2.0**-12])  # 1 + 2^-11 + 2^-24, half way between two f32
+    assert fma(a, b, np.float32([2.0**-80]))[0] == np.float32(1 + 2.0**-11 + 2.0**-23)
+    assert fma(a, b, np.float32([-(2.0**-80)]))[0] == np.float32(1 + 2.0**-11)
+
+
+def nearest_f32(value: Fraction) -> np.float32:
+    """By comparing exact distances; ties to the even one."""
+    guess = np.float32(float(value))
+    around = [guess, np.nextafter(guess, np.float32(np.inf)), np.nextafter(guess, np.float32(-np.inf))]
+    return min(around, key=lambda f: (abs(Fraction(float(f)) - value), int(f.view(np.uint32)) & 1))
+
+
+@every_scheme
+def test_integer_matmul_is_near_the_float_one(scheme: QuantScheme):
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((40, 384)).astype(np.float32)
+    x = rng.standard_normal((7, 384)).astype(np.float32)
+    bias = rng.standard_normal(40).astype(np.float32)
+    matrix = quantize(weight, scheme)
+    exact = x.astype(np.float64) @ matrix.dequantize().astype(np.float64).T + bias
+    error = integer_matmul(x, matrix, bias) - exact
+    assert np.sqrt((error**2).mean() / (exact**2).mean()) < 0.01
+
+
+@every_scheme
+def test_integer_matmul_by_plain_loops(scheme: QuantScheme):
+    rng = np.random.default_rng(6)
+    weight, x = rng.standard_normal((3, 256)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32)
+    matrix = quantize(weight, scheme)
+    span, zeros = min(64, scheme.group_size), matrix.zeros_f32()
+    for row in range(2):
+        for column in range(3):
+            total = np.float32(0)
+            for start in range(0, 256, span):
+                part, group = x[row, start : start + span], start // scheme.group_size
+                scale = np.float32(max(abs(float(v)) for v in part)) / np.float32(127)
+                q = [int(np.rint(v / scale)) for v in part]
+                codes = [int(c) - int(zeros[column, group]) for c in matrix.codes[column, start : start + span]]
+                dot = sum(a * b for a, b in zip(q, codes, strict=True))
+                factor = scale * np.float32(matrix.scales[column, group])
+                total = nearest_f32(dot * Fraction(float(factor)) + Fraction(float(total)))
+            assert integer_matmul(x, matrix)[row, column] == total
+
+
+def test_rows_do_not_depend_on_each_other():
+    rng = np.random.default_rng(7)
+    matrix = quantize(rng.standard_normal((16, 256)).astype(np.float32), SCHEMES["int4"])
+    x = rng.standard_normal((9, 256)).astype(np.float32)
+    alone = np.concatenate([integer_matmul(x[i : i + 1], matrix) for i in range(9)])
+    assert (integer_matmul(x, matrix) == alone).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=arrays.arrays(np.float32, (2, 128), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_activations(x: np.ndarray):
+    q, scales = quantize_activations(x, 64)
+    assert q.dtype == np.int8 and q.min() >= -127
+    assert (q.reshape(2, 2, 64)[scales == 0] == 0).all()
+    normal = scales >= np.finfo(np.float32).tiny
+    back = q.reshape(2, 2, 64) * scales.astype(np.float64)[:, :, None]
+    assert (np.abs(back - x.reshape(2, 2, 64))[normal] <= 0.5001 * scales[normal][:, None]).all()
+
+
+@pytest.mark.parametrize(("x", "bias"), [((2, 64), None), ((128,), None), ((2, 128), (3,))])
+def test_shapes_that_do_not_fit(x: tuple[int, ...], bias: tuple[int, ...] | None):
+    matrix = quantize(np.ones((4, 128), np.float32), SCHEMES["int8"])
+    with pytest.raises(ShapeError, match="does not fit the matrix"):
+        integer_matmul(np.ones(x, np.float32), matrix, None if bias is None else np.ones(bias, np.float32))
