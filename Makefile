@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find rust python kernels -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-rust test-python lint bench wheel clean
+.PHONY: demo test test-rust test-python lint bench aot aot-write wheel clean
 
 demo: $(VENV)/.demo  ## build into .venv and let the starter model speak
 	$(BIN)/pyrite generate "What is 27 + 15?"
@@ -31,6 +31,12 @@ test-python: $(VENV)/.wheel  ## pytest against the installed wheel
 
 bench: $(VENV)/.wheel  ## microbenchmarks; end-to-end ones are described in bench/README.md
 	$(BIN)/python -m pytest bench --benchmark-json bench/results/local.json
+
+aot: $(VENV)/.wheel  ## compiles every kernel for every part and compares with the table; needs no GPU
+	$(BIN)/python -m pyrite_kernels.aot --table tests/kernels/aot_table.json
+
+aot-write: $(VENV)/.wheel  ## the same, and renews the table; reasons for spills are kept
+	$(BIN)/python -m pyrite_kernels.aot --table tests/kernels/aot_table.json --write
 
 wheel: $(VENV)/.dev  ## a manylinux_2_28 wheel and the sdist, in dist/
 	$(BIN)/uv pip install -q --python $(BIN)/python 'maturin[zig]>=1.12.1,<2'

@@ -1,13 +1,41 @@
-"""One way to compile a kernel ahead of time, without a GPU. Each op lists its own in `cases.py: aot_cases(arch)`."""
+"""Compile kernels ahead of time, without a GPU: `python -m pyrite_kernels.aot --arch sm_90 --table FILE [--write]`.
+
+Each op lists its cases in `cases.py: aot_cases(arch)`. A case must compile, stay within the part's shared memory, have
+the instructions it expects, and spill no more bytes than the table allows with a reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 ARCHS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 """Targets that kernels are compiled for."""
+
+SHARED_LIMIT_BYTES = {
+    "sm_80": 163 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "gfx942": 64 << 10,
+}
+"""Most shared memory of one program."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +60,163 @@ class AotCase:
     num_stages: int
     aligned: tuple[str, ...] = ()
     expect: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class AotResult:
+    """What the compiler made of a case.
+
+    Args:
+        registers: per thread.
+        spill_bytes: stored to local memory, per thread.
+        shared_bytes: per program.
+        missing: expected patterns that the assembly lacks.
+    """
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    missing: tuple[str, ...] = ()
+
+
+def find_cases(arch: str) -> Iterator[tuple[str, AotCase]]:
+    """("op/case", case) of every op folder that lists cases for `arch`."""
+    package = importlib.import_module("pyrite_kernels")
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.ispkg and importlib.util.find_spec(f"pyrite_kernels.{info.name}.cases"):
+            module = importlib.import_module(f"pyrite_kernels.{info.name}.cases")
+            for case in module.aot_cases(arch) if hasattr(module, "aot_cases") else ():
+                yield f"{info.name}/{case.name}", case
+
+
+def compile_case(arch: str, case: AotCase) -> AotResult:
+    """Compile one case for a target of `ARCHS`.
+
+    Raises:
+        RuntimeError: ptxas refuses the code. Whatever Triton raises where it cannot compile.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    target = GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch[3:]), 32)
+    names = list(case.signature)
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned}
+    constants = {(names.index(name),): value for name, value in case.constexprs.items()}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": False}
+    source = ASTSource(case.kernel, dict(case.signature), constants, aligned)  # type: ignore[arg-type]
+    compiled: Any = triton.compile(source, target=target, options=options)
+    assembly = compiled.asm["amdgcn" if arch.startswith("gfx") else "ptx"]
+    registers, spill_bytes = _amd_usage(assembly) if arch.startswith("gfx") else _ptxas_usage(arch, assembly)
+    missing = tuple(pattern for pattern in case.expect if not re.search(pattern, assembly))
+    return AotResult(registers, spill_bytes, compiled.metadata.shared, missing)
+
+
+def _amd_usage(assembly: str) -> tuple[int, int]:
+    """(vector registers, spilled bytes) of the assembly's own report."""
+    registers = re.findall(r"\.vgpr_count:\s+(\d+)", assembly)
+    spilled = re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    return int(registers[0]), 4 * int(spilled[0])
+
+
+def _ptxas_usage(arch: str, ptx: str) -> tuple[int, int]:
+    """(registers, spilled bytes) as the bundled ptxas reports them."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newer = tools / "ptxas-blackwell"  # knows the PTX version that Triton writes for sm_90 and later
+    ptxas = newer if newer.exists() and arch != "sm_80" else tools / "ptxas"
+    found = re.search(r"\.target (\w+)", ptx)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [ptxas, "-v", f"-arch={found[1] if found else arch}", file.name, "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    registers = re.findall(r"Used (\d+) registers", done.stderr)
+    spilled = re.findall(r"(\d+) bytes spill stores", done.stderr)
+    return int(registers[0]), sum(map(int, spilled))
+
+
+def judge(arch: str, result: AotResult, allowed: Mapping[str, Any] | None) -> list[str]:
+    """What is wrong with a result, given its line of the table."""
+    faults = [f"the assembly lacks {pattern}" for pattern in result.missing]
+    if result.shared_bytes > SHARED_LIMIT_BYTES[arch]:
+        faults.append(f"shared memory: got {result.shared_bytes}, expected at most {SHARED_LIMIT_BYTES[arch]} bytes")
+    if allowed is None:
+        faults.append("not in the table: run with --write")
+        return faults
+    if result.spill_bytes > allowed["spill_bytes"]:
+        faults.append(f"spills: got {result.spill_bytes}, expected at most {allowed['spill_bytes']} bytes")
+    if allowed["spill_bytes"] and not allowed.get("reason"):
+        faults.append("the table allows spills without a reason")
+    return faults
+
+
+def main() -> None:
+    """Compile, then check against the table or write it. Exits with 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=ARCHS, choices=ARCHS)
+    parser.add_argument("--case", default="", help="regular expression that op/case must match")
+    parser.add_argument("--first", action="store_true", help="one case of each kernel only")
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--write", action="store_true", help="write what was measured; reasons in the table are kept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("TRITON_INTERPRET=1 leaves nothing to compile")
+    table = json.loads(arguments.table.read_text()) if arguments.table.exists() else {}
+    wrong = 0
+    for arch in arguments.arch:
+        lines = table.setdefault(arch, {})
+        names = _choose(arch, arguments.case, arguments.first)
+        with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+            for name, got in zip(names, pool.map(functools.partial(_try, arch), names), strict=True):
+                if isinstance(got, str):
+                    faults = [got]
+                elif arguments.write:
+                    reason = {k: v for k, v in lines.get(name, {}).items() if k == "reason"}
+                    faults = judge(arch, got, {"spill_bytes": got.spill_bytes, "reason": "new"})
+                    lines[name] = {k: v for k, v in dataclasses.asdict(got).items() if k != "missing"} | reason
+                else:
+                    faults = judge(arch, got, lines.get(name))
+                wrong += bool(faults)
+                print(arch, name, got if not isinstance(got, str) else "", *faults, sep="  ", flush=True)
+    if arguments.write:
+        rows = [
+            f' "{arch}": {{\n'
+            + ",\n".join(f'  "{name}": {json.dumps(line)}' for name, line in sorted(table[arch].items()))
+            + "\n }"
+            for arch in sorted(table)
+        ]
+        arguments.table.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    print(f"{wrong} wrong")
+    sys.exit(1 if wrong else 0)
+
+
+def _choose(arch: str, pattern: str, first: bool) -> list[str]:
+    """Names of the cases to compile."""
+    chosen, kernels = [], set()
+    for name, case in find_cases(arch):
+        key = (name.partition("/")[0], case.kernel.__name__)
+        if re.search(pattern, name) and not (first and key in kernels):
+            kernels.add(key)
+            chosen.append(name)
+    return chosen
+
+
+def _try(arch: str, name: str) -> AotResult | str:
+    """Compile one case in a process of the pool."""
+    case = next(case for found, case in find_cases(arch) if found == name)
+    try:
+        return compile_case(arch, case)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip()[-400:]}"
+
+
+if __name__ == "__main__":
+    # Cases are made of the importable module's classes, not of those of `__main__`.
+    from pyrite_kernels.aot import main as run
+
+    run()
