@@ -12,14 +12,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrite_kernels.matmul.launch import matmul, matmul_glu
     from pyrite_kernels.paged_decode.launch import paged_decode
+    from pyrite_kernels.qmatmul.launch import qmatmul
+    from pyrite_kernels.quantized import QuantizedWeight
     from pyrite_kernels.ragged_prefill.launch import ragged_prefill
     from pyrite_kernels.store_kv.launch import store_kv
 
-__all__ = ["paged_decode", "ragged_prefill", "store_kv"]
+__all__ = ["QuantizedWeight", "matmul", "matmul_glu", "paged_decode", "qmatmul", "ragged_prefill", "store_kv"]
 
 _PUBLIC = {
+    "QuantizedWeight": "quantized",
+    "matmul": "matmul.launch",
+    "matmul_glu": "matmul.launch",
     "paged_decode": "paged_decode.launch",
+    "qmatmul": "qmatmul.launch",
     "ragged_prefill": "ragged_prefill.launch",
     "store_kv": "store_kv.launch",
 }
