@@ -12,22 +12,54 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrite_kernels.embed.launch import embed
+    from pyrite_kernels.gate.launch import gate
+    from pyrite_kernels.glu.launch import glu
+    from pyrite_kernels.logits.launch import scale_softcap, select_candidates
     from pyrite_kernels.matmul.launch import matmul, matmul_glu
     from pyrite_kernels.paged_decode.launch import paged_decode
+    from pyrite_kernels.qk_norm_rope_store.launch import qk_norm_rope_store
     from pyrite_kernels.qmatmul.launch import qmatmul
     from pyrite_kernels.quantized import QuantizedWeight
     from pyrite_kernels.ragged_prefill.launch import ragged_prefill
+    from pyrite_kernels.rms_norm.launch import rms_norm, rms_norm_fp8, rms_norm_int8
     from pyrite_kernels.store_kv.launch import store_kv
 
-__all__ = ["QuantizedWeight", "matmul", "matmul_glu", "paged_decode", "qmatmul", "ragged_prefill", "store_kv"]
+__all__ = [
+    "QuantizedWeight",
+    "embed",
+    "gate",
+    "glu",
+    "matmul",
+    "matmul_glu",
+    "paged_decode",
+    "qk_norm_rope_store",
+    "qmatmul",
+    "ragged_prefill",
+    "rms_norm",
+    "rms_norm_fp8",
+    "rms_norm_int8",
+    "scale_softcap",
+    "select_candidates",
+    "store_kv",
+]
 
 _PUBLIC = {
     "QuantizedWeight": "quantized",
+    "embed": "embed.launch",
+    "gate": "gate.launch",
+    "glu": "glu.launch",
     "matmul": "matmul.launch",
     "matmul_glu": "matmul.launch",
     "paged_decode": "paged_decode.launch",
+    "qk_norm_rope_store": "qk_norm_rope_store.launch",
     "qmatmul": "qmatmul.launch",
     "ragged_prefill": "ragged_prefill.launch",
+    "rms_norm": "rms_norm.launch",
+    "rms_norm_fp8": "rms_norm.launch",
+    "rms_norm_int8": "rms_norm.launch",
+    "scale_softcap": "logits.launch",
+    "select_candidates": "logits.launch",
     "store_kv": "store_kv.launch",
 }
 

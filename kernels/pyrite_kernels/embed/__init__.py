@@ -1,0 +1,1 @@
+"""The op `embed`: kernel, launch, plain twin and cases."""

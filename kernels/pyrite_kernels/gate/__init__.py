@@ -1,0 +1,1 @@
+"""The op `gate`: kernel, launch, plain twin and cases."""

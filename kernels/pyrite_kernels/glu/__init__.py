@@ -1,0 +1,1 @@
+"""The op `glu`: kernel, launch, plain twin and cases."""

@@ -1,0 +1,33 @@
+"""Triton body of `glu`: one program per tile of rows and columns."""
+
+# Bodies are in Triton's language, whose ranges and constexpr arguments have no Python types.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def glu_kernel(
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    stride_gate,
+    stride_up,
+    stride_out,
+    num_rows,
+    WIDTH: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """silu(gate) * up."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+    offs_w = (tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]
+    mask = (rows < num_rows) & (offs_w < WIDTH)
+    gate = tl.load(gate_ptr + rows * stride_gate + offs_w, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + rows * stride_up + offs_w, mask=mask, other=0.0).to(tl.float32)
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + rows * stride_out + offs_w, y.to(out_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,1 @@
+"""The op `rms_norm` and its forms that quantize: kernel, launch, plain twins and cases."""
