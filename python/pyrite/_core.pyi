@@ -17,6 +17,7 @@ __all__ = [
     "cpu_info",
     "open_checkpoint",
     "peak_flops",
+    "quantize_tensors",
     "read_bandwidth",
     "sample",
     "token_logprobs",
@@ -63,6 +64,34 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Sum of all tensor bytes."""
 
+def quantize_tensors(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    num_threads: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Float tensors, stacked along dimension 0, in the canonical quantized form of `quant/scheme.py`.
+
+    Gives the bytes of `quant/reference.py`, on `num_threads` threads with the GIL released; memory held is the result
+    and a few MB per thread.
+
+    Args:
+        names: matrices of F32, F16 or BF16 with the same number of columns, a multiple of `group_size`.
+        bits: 4 or 8.
+        group_size: 32, 64 or 128.
+
+    Returns:
+        codes u8 `[N, K]`, scales f16 `[N, K / group_size]`, and zeros u8 of that shape, None when symmetric.
+
+    Raises:
+        CheckpointError: a tensor is missing, of the wrong shape or dtype, or has NaN or infinite weights (code
+            `not_finite`); the field is its name.
+        ConfigError: a value that is not listed above, or columns that do not divide into groups.
+    """
+
 @final
 class CpuExecutor:
     """A packed model, its KV blocks and its threads: runs one program on the CPU."""
@@ -85,6 +114,9 @@ class CpuExecutor:
     ) -> CpuExecutor:
         """Load and pack every parameter of `program` (the JSON of `Program.to_json`).
 
+        A matrix whose parameter has `"quant": {"bits": ..., "group_size": ..., "symmetric": ...}` is quantized on the
+        way, from the checkpoint's values; its columns must divide into groups.
+
         Args:
             num_blocks: per KV group.
             kv_dtype: "float32", "float16" or "bfloat16".
@@ -93,7 +125,7 @@ class CpuExecutor:
             progress: called with (bytes done, bytes in all) from the calling thread, signals checked in between.
 
         Raises:
-            CheckpointError: a tensor is missing or has the wrong shape or dtype.
+            CheckpointError: a tensor is missing, has the wrong shape or dtype, or is to be quantized and not finite.
             CapacityError: weights, KV blocks or scratch do not fit in memory.
             ConfigError: unsupported value.
         """

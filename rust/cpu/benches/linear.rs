@@ -242,7 +242,7 @@ mod probe {
         unsafe {
             match (isa, dot) {
                 (_, true) => dots(steps),
-                (Isa::Avx512 | Isa::Avx512Bf16, _) => fma512(steps),
+                (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, _) => fma512(steps),
                 (Isa::Avx2, _) => fma256(steps),
                 _ => {
                     black_box(

@@ -5,7 +5,7 @@ use std::fmt;
 /// An instruction level. Ordered: a higher level has everything that a lower one has.
 ///
 /// Results are bit-identical within a level, and between all levels below [`Isa::Avx512Bf16`]: those differ
-/// only in how many independent FMA chains run side by side.
+/// only in how many independent FMA chains run side by side, and in how exact integer sums are formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Portable Rust, `f32::mul_add`; the definition of every kernel.
@@ -14,13 +14,15 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// The level above plus VPDPBUSD for integer weights.
+    Avx512Vnni,
     /// The level above plus VPDPBF16PS for bf16 weights.
     Avx512Bf16,
 }
 
 impl Isa {
     /// Every level, lowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
     /// The best level this processor has.
     pub fn detect() -> Self {
@@ -43,11 +45,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
             };
+            let vnni = || avx512() && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Scalar => true,
                 Self::Avx2 => avx2(),
                 Self::Avx512 => avx512(),
-                Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+                Self::Avx512Vnni => vnni(),
+                Self::Avx512Bf16 => vnni() && is_x86_feature_detected!("avx512bf16"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -62,6 +66,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Bf16 => "avx512bf16",
         }
     }

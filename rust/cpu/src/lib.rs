@@ -14,6 +14,7 @@ pub mod ops;
 pub mod pool;
 pub mod probe;
 pub mod program;
+pub mod quant;
 pub mod step;
 pub mod tensor;
 pub mod weights;

@@ -4,6 +4,8 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use crate::error::CpuError;
 
 /// Element type of weights and of the KV cache.
@@ -49,6 +51,36 @@ impl DType {
             }
             Self::F16 => half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
             Self::Bf16 => half::bf16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+        }
+    }
+
+    /// Read the first `out.len()` elements of `bytes` (little endian) as f32.
+    ///
+    /// # Panics
+    /// When `bytes` is too short.
+    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        let bytes = &bytes[..out.len() * self.size()];
+        match self {
+            Self::F32 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                }
+            }
+            Self::F16 => {
+                let mut halves = [0u16; 64];
+                for (values, bytes) in out.chunks_mut(64).zip(bytes.chunks(128)) {
+                    for (half, bytes) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *half = u16::from_le_bytes([bytes[0], bytes[1]]);
+                    }
+                    let halves = halves[..values.len()].reinterpret_cast::<half::f16>();
+                    halves.convert_to_f32_slice(values);
+                }
+            }
+            Self::Bf16 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16);
+                }
+            }
         }
     }
 

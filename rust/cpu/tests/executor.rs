@@ -20,7 +20,7 @@ fn levels_below_bf16_have_the_same_bits() {
         };
         let expected = run(Isa::Scalar);
         assert!(expected.iter().all(|logit| logit.is_finite()));
-        for isa in [Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_supported()) {
+        for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni].into_iter().filter(|isa| isa.is_supported()) {
             assert_same_bits(&run(isa), &expected, &format!("{isa}, {weights:?}"));
         }
     }

@@ -170,7 +170,7 @@ fn parse_dtype(field: &str, name: &str) -> PyResult<DType> {
 
 fn parse_isa(name: &str) -> PyResult<Isa> {
     let isa = Isa::from_name(name)
-        .ok_or_else(|| unknown("PYRITE_CPU_ISA", name, "scalar, avx2, avx512, avx512bf16"))?;
+        .ok_or_else(|| unknown("PYRITE_CPU_ISA", name, "scalar, avx2, avx512, avx512vnni, avx512bf16"))?;
     if isa.is_supported() {
         return Ok(isa);
     }

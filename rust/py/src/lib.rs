@@ -15,7 +15,7 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::checkpoint::{Checkpoint, open_checkpoint};
+    use super::checkpoint::{Checkpoint, open_checkpoint, quantize_tensors};
     #[pymodule_export]
     use super::cpu::{CpuExecutor, cpu_info, peak_flops, read_bandwidth};
     #[pymodule_export]

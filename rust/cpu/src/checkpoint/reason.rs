@@ -197,6 +197,9 @@ pub enum CheckpointReason {
         /// The dtype in the file.
         got: &'static str,
     },
+    /// A weight that no integer can stand for.
+    #[error("NaN or infinite weights cannot be quantized")]
+    NotFinite,
     /// The system failed to open or read.
     #[error("{source}")]
     Io {
@@ -238,6 +241,7 @@ impl CheckpointReason {
             Self::ReadOutOfRange { .. } => "read_out_of_range",
             Self::WrongShape { .. } => "wrong_shape",
             Self::WrongDType { .. } => "wrong_dtype",
+            Self::NotFinite => "not_finite",
             Self::Io { .. } => "io",
         }
     }

@@ -5,13 +5,15 @@ use super::compile::{Base, Phase, Place, RowOp};
 use super::step_check::StepSize;
 use crate::ops::attention::{AttentionArgs, attention, copy_blocks, kv_store};
 use crate::ops::elementwise::{add, gate, glu, scale, soft_cap};
-use crate::ops::linear::{PackedMatrix, linear};
+use crate::ops::linear::linear;
 use crate::ops::norm::{Norm, head_norm, rms_norm};
+use crate::ops::qlinear::qlinear;
 use crate::ops::rope::{rope, rope_table};
 use crate::pool::Worker;
 use crate::program::RowsOf;
 use crate::step::StepView;
 use crate::tensor::{Rows, RowsMut};
+use crate::weights::Weight;
 
 /// Chunks of rows per worker in a chain: few enough to cost nothing, enough to even out.
 const CHUNKS_PER_WORKER: usize = 8;
@@ -48,7 +50,7 @@ impl<'a> Replay<'a> {
                 let bias = bias.map(|bias| self.vector(bias));
                 let (x, out) = (self.read(*x), self.write(*out));
                 if x.rows() > 0 {
-                    linear(worker, isa, x, self.matrix(*weight), bias, out, &model.linear);
+                    self.linear(worker, x, *weight, bias, out);
                 }
             }
             Phase::KvStore { k, v, group, layer } => {
@@ -97,7 +99,12 @@ impl<'a> Replay<'a> {
             RowOp::RopeTables => self.fill_rope_tables(row),
             RowOp::Embed { weight, out } => {
                 let id = self.step.token_ids[row] as usize;
-                self.matrix(*weight).unpack_row(id, self.row_mut(*out, row));
+                let out = self.row_mut(*out, row);
+                match self.weight(*weight) {
+                    Weight::Matrix(matrix) => matrix.unpack_row(id, out),
+                    Weight::Quantized(matrix) => matrix.unpack_row(id, out),
+                    Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),
+                }
             }
             RowOp::RmsNorm { x, out, weight, eps, weight_offset } => {
                 let weight = weight.map(|weight| self.vector(weight));
@@ -200,17 +207,34 @@ impl<'a> Replay<'a> {
         unsafe { self.write(place).row(row) }
     }
 
-    fn matrix(&self, index: usize) -> &'a PackedMatrix {
-        match self.model.weights.matrix(index) {
-            Some(matrix) => matrix,
-            None => unreachable!("the program's check resolved parameter {index} as a matrix"),
+    /// The float or the integer matmul, as the weight is kept.
+    fn linear(
+        &self,
+        worker: &Worker<'_>,
+        x: Rows<'_>,
+        weight: usize,
+        bias: Option<&[f32]>,
+        out: RowsMut<'_>,
+    ) {
+        let (isa, scratch) = (self.model.isa, &self.model.linear);
+        match self.weight(weight) {
+            Weight::Matrix(matrix) => linear(worker, isa, x, matrix, bias, out, scratch),
+            Weight::Quantized(matrix) => qlinear(worker, isa, x, matrix, bias, out, scratch),
+            Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),
+        }
+    }
+
+    fn weight(&self, index: usize) -> &'a Weight {
+        match self.model.weights.get(index) {
+            Some(weight) => weight,
+            None => unreachable!("the program's check resolved parameter {index}"),
         }
     }
 
     fn vector(&self, index: usize) -> &'a [f32] {
-        match self.model.weights.vector(index) {
-            Some(vector) => vector,
-            None => unreachable!("the program's check resolved parameter {index} as a vector"),
+        match self.weight(index) {
+            Weight::Vector(vector) => vector,
+            _ => unreachable!("the program's check resolved parameter {index} as a vector"),
         }
     }
 }

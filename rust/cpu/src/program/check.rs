@@ -82,6 +82,10 @@ fn check_parameter(parameter: &Parameter) -> Check {
     for &size in &parameter.shape {
         dimension("dimension", size)?;
     }
+    if let Some(format) = parameter.quant {
+        expect(parameter.kind == ParameterKind::Matrix, || "only a matrix can be quantized".into())?;
+        format.check(parameter.shape[1]).map_err(|(field, what)| format!("quant: {field}: {what}"))?;
+    }
     expect(!parameter.sources.is_empty(), || "it has no sources".into())
 }
 

@@ -10,6 +10,7 @@ mod tests;
 use serde::Deserialize;
 
 use crate::error::CpuError;
+use crate::quant::QuantFormat;
 
 /// Largest width, vocabulary or dimension that a program may name.
 pub const MAX_DIM: usize = 1 << 24;
@@ -85,7 +86,7 @@ pub struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterKind {
-    /// `[out_features, in_features]`, kept in a 16- or 32-bit float.
+    /// `[out_features, in_features]`, kept in a 16- or 32-bit float, or as integers where a format is given.
     Matrix,
     /// `[n]`, kept in f32.
     Vector,
@@ -103,6 +104,9 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Tensors of the checkpoint.
     pub sources: Vec<String>,
+    /// How a matrix is quantized; None, or left out, for one that stays float.
+    #[serde(default)]
+    pub quant: Option<QuantFormat>,
 }
 
 /// Rotary frequencies in radians per position, and a factor on cos and sin.

@@ -6,7 +6,7 @@ use super::*;
 fn good() -> Value {
     let view = |buffer: usize, offset: usize, width: usize| json!({"buffer": buffer, "offset": offset, "width": width});
     let buffer = |rows: &str, width: usize, slot: i64| json!({"name": format!("b{slot}"), "rows": rows, "width": width, "slot": slot});
-    let parameter = |name: &str, kind: &str, shape: Value| json!({"name": name, "kind": kind, "shape": shape, "sources": [name]});
+    let parameter = |name: &str, kind: &str, shape: Value| json!({"name": name, "kind": kind, "shape": shape, "sources": [name], "quant": null});
     json!({
         "vocab_size": 10,
         "buffers": [buffer("T", 8, 0), buffer("T", 8, 1), buffer("T", 16, 2), buffer("T", 8, 3),
@@ -69,6 +69,8 @@ fn every_single_fault_is_found_in_its_op() {
         ("/parameters/0/shape", json!([10, 0]), None),
         ("/parameters/0/kind", json!("vector"), None),
         ("/parameters/0/sources", json!([]), None),
+        ("/parameters/0/quant", json!({"bits": 8, "group_size": 64, "symmetric": true}), None),
+        ("/parameters/1/quant", json!({"bits": 4, "group_size": 32, "symmetric": true}), None),
         ("/rope_tables/0/inv_freq", json!([]), None),
         ("/rope_tables/0/scale", json!(1e300), None),
         ("/kv_groups/0/window", json!(0), None),

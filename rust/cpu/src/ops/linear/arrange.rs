@@ -15,7 +15,7 @@ fn max_tokens(isa: Isa, chain: Chain) -> usize {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, _) => super::avx2::MAX_TOKENS_BF16,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => super::avx512::MAX_TOKENS,
+        (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, _) => super::avx512::MAX_TOKENS,
         _ => 12,
     }
 }
@@ -74,7 +74,9 @@ pub(super) unsafe fn arrange(
             #[cfg(target_arch = "x86_64")]
             (_, Chain::Dot) => x86::pairs(from, x.stride(), tokens, cols, to.cast()),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _) => x86::floats(from, x.stride(), tokens, cols, to.cast()),
+            (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, _) => {
+                x86::floats(from, x.stride(), tokens, cols, to.cast())
+            }
             _ => plain(from, x.stride(), tokens, cols, to.cast()),
         }
     }

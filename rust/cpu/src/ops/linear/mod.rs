@@ -17,7 +17,7 @@ mod avx2;
 mod avx512;
 mod packed;
 mod tile;
-mod transpose;
+pub(in crate::ops) mod transpose;
 
 pub use packed::PackedMatrix;
 
@@ -41,7 +41,8 @@ const AHEAD: usize = 8192;
 /// Work items per worker below which tokens are split as well.
 const ITEMS_PER_WORKER: usize = 4;
 
-/// Memory that [`linear`] works in: activations in tile order, and one row of them per worker.
+/// Memory that [`linear`] and [`qlinear`](super::qlinear::qlinear) work in: activations in tile order, and one row of
+/// them per worker.
 pub struct LinearScratch {
     activations: AlignedBytes,
     own: AlignedBytes,
@@ -58,7 +59,7 @@ impl LinearScratch {
         let refuse = || CpuError::OutOfMemory { needed_bytes: usize::MAX };
         let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
         let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
-        let own_bytes = words.checked_mul(2).ok_or_else(refuse)?;
+        let own_bytes = words.checked_mul(4).ok_or_else(refuse)?;
         let all_own = own_bytes.checked_mul(num_workers).ok_or_else(refuse)?;
         let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
         Ok(Self { activations, own, own_bytes, num_workers })
@@ -69,9 +70,24 @@ impl LinearScratch {
         self.activations.len() + self.own.len()
     }
 
+    /// Workers that it has room for.
+    pub(in crate::ops) fn num_workers(&self) -> usize {
+        self.num_workers
+    }
+
+    /// Where activations of all rows go, and bytes there.
+    pub(in crate::ops) fn activations(&self) -> (*mut u8, usize) {
+        (self.activations.as_ptr(), self.activations.len())
+    }
+
+    /// Bytes of one worker's part.
+    pub(in crate::ops) fn own_bytes(&self) -> usize {
+        self.own_bytes
+    }
+
     /// The part of one worker.
-    fn own(&self, worker: usize) -> *mut u8 {
-        // SAFETY: inside the buffer for a worker in range, which `linear` asserts.
+    pub(in crate::ops) fn own(&self, worker: usize) -> *mut u8 {
+        // SAFETY: inside the buffer for a worker in range, which the ops assert.
         unsafe { self.own.as_ptr().add(worker * self.own_bytes) }
     }
 }
@@ -223,7 +239,7 @@ unsafe fn kernel(isa: Isa, chain: Chain, tokens: usize, tile: &Tile) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => avx512::run(chain, tokens, tile),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => avx512::run(chain, tokens, tile),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::run(chain, tokens, tile),
             _ => tile::scalar(chain, tokens, tile),

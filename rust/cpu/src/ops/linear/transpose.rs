@@ -5,19 +5,19 @@
 use crate::isa::Isa;
 
 /// Bytes of one block: 32 rows of 64 bytes.
-pub(super) const BLOCK_BYTES: usize = 32 * 64;
+pub(in crate::ops) const BLOCK_BYTES: usize = 32 * 64;
 
 /// Turn 32 rows of 64 bytes, `stride` bytes apart, into 2 KiB: `[16 dwords][32 rows]`, or with `split` (2-byte
 /// elements) `[32 elements][32 rows]`.
 ///
 /// # Safety
 /// `from` is good for reads of all rows, `to` for writes of [`BLOCK_BYTES`]; the processor supports `isa`.
-pub(super) unsafe fn block(isa: Isa, from: *const u8, stride: usize, to: *mut u8, split: bool) {
+pub(in crate::ops) unsafe fn block(isa: Isa, from: *const u8, stride: usize, to: *mut u8, split: bool) {
     // SAFETY: the caller's duty, passed on.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => avx512_block(from, stride, to, split),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => avx512_block(from, stride, to, split),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2_block(from, stride, to, split),
             _ => scalar_block(from, stride, to, split),

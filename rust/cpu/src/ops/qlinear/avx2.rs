@@ -1,0 +1,135 @@
+//! The kernels for AVX2, FMA and F16C. One token takes all 32 rows (four vectors) at once, more take them in two halves
+//! of 16 so that the sums stay in the 16 registers.
+
+use std::arch::x86_64::*;
+
+use super::kernel::{Level, panel};
+use super::packed::PANEL;
+use super::tile::Tile;
+
+/// Codes are widened to 16 bits and multiplied by VPMADDWD: VPMADDUBSW would saturate on codes of 8 bits.
+struct Words;
+
+// The functions below are the trait's: their safety is the caller's duty.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Level for Words {
+    type Int = __m256i;
+    type Float = __m256;
+    const WIDTH: usize = 8;
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> __m256i {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> __m256i {
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn parts(codes: __m256i, bits: usize) -> [__m256i; 4] {
+        unsafe {
+            if bits == 8 {
+                let even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
+                let odd = _mm256_srli_epi16::<8>(codes);
+                return [even, odd, odd, odd];
+            }
+            let low = _mm256_set1_epi16(15);
+            [
+                _mm256_and_si256(codes, low),
+                _mm256_and_si256(_mm256_srli_epi16::<8>(codes), low),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low),
+                _mm256_srli_epi16::<12>(codes),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn mul16(x: __m256i, y: __m256i) -> __m256i {
+        unsafe { _mm256_madd_epi16(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn mul(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn fma(x: __m256, y: __m256, z: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(x, y, z) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, rows: usize, bias: *const f32, x: __m256) {
+        unsafe {
+            if rows == 8 {
+                let x = if bias.is_null() { x } else { _mm256_add_ps(x, _mm256_loadu_ps(bias)) };
+                return _mm256_storeu_ps(to, x);
+            }
+            let mut plain = [0f32; 8];
+            _mm256_storeu_ps(plain.as_mut_ptr(), x);
+            for (lane, value) in plain.into_iter().enumerate().take(rows) {
+                *to.add(lane) = if bias.is_null() { value } else { value + *bias.add(lane) };
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn whole<const BITS: usize>(tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe { panel::<Words, BITS, { PANEL / 8 }, 1>(tile, 0) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn halves<const BITS: usize, const T: usize>(tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        panel::<Words, BITS, 2, T>(tile, 0);
+        panel::<Words, BITS, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
+    }
+}
+
+/// At most 4 tokens times one panel, records in words.
+///
+/// # Safety
+/// As [`super::tile::scalar`], and the processor has AVX2, FMA and F16C.
+pub(super) unsafe fn words(tokens: usize, tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        match (tile.format.bits, tokens) {
+            (4, 1) => whole::<4>(tile),
+            (4, 2) => halves::<4, 2>(tile),
+            (4, 3) => halves::<4, 3>(tile),
+            (4, _) => halves::<4, 4>(tile),
+            (_, 1) => whole::<8>(tile),
+            (_, 2) => halves::<8, 2>(tile),
+            (_, 3) => halves::<8, 3>(tile),
+            (_, _) => halves::<8, 4>(tile),
+        }
+    }
+}

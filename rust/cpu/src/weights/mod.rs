@@ -1,0 +1,190 @@
+//! Loads a program's parameters: tensors are read in pieces and go straight into their final layout.
+//!
+//! Peak memory is the packed model and one piece per worker. Shapes and dtypes of all parameters are checked
+//! before the first byte of data is read.
+
+pub(crate) mod pieces;
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::checkpoint::{Checkpoint, CheckpointReason};
+use crate::error::CpuError;
+use crate::ops::linear::PackedMatrix;
+use crate::ops::qlinear::{PanelQuantizer, QuantizedMatrix};
+use crate::pool::Pool;
+use crate::program::{Parameter, ParameterKind, Program};
+use crate::tensor::DType;
+
+use pieces::{Piece, Source, cut, fault, find};
+
+/// What a progress callback returns to stop a load, which then ends with [`CpuError::Interrupted`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupted;
+
+/// Called with (bytes done, bytes in all) from the thread that loads.
+pub type Progress<'a> = dyn FnMut(u64, u64) -> Result<(), Interrupted> + 'a;
+
+/// The loaded parameters, in the order of the program.
+pub struct Weights {
+    items: Vec<Weight>,
+}
+
+/// A loaded parameter.
+pub enum Weight {
+    /// Float weights of a matmul.
+    Matrix(PackedMatrix),
+    /// Integer weights of a matmul.
+    Quantized(QuantizedMatrix),
+    /// A bias or a norm's weights.
+    Vector(Vec<f32>),
+}
+
+/// A worker's memory for each quantized matrix that it meets, kept for the next piece of the same one.
+type Own = Mutex<Option<(usize, PanelQuantizer)>>;
+
+impl Weights {
+    /// Load every parameter of `program`. Matrices keep their dtype unless `weight_dtype` is given; a matrix whose
+    /// sources differ in dtype becomes f32, which holds them all exactly. A matrix with a quantized format is made
+    /// from the checkpoint's values, whatever `weight_dtype` says. Vectors become f32.
+    ///
+    /// # Errors
+    /// [`CpuError::Checkpoint`] for a tensor that is missing, of the wrong shape, of another dtype than F32, F16 and
+    /// BF16, that cannot be read, or is to be quantized and not finite; [`CpuError::OutOfMemory`];
+    /// [`CpuError::Interrupted`].
+    pub fn load(
+        program: &Program,
+        checkpoint: &Checkpoint,
+        weight_dtype: Option<DType>,
+        pool: &mut Pool,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self, CpuError> {
+        let sources: Vec<Vec<Source<'_>>> = program
+            .parameters
+            .iter()
+            .map(|parameter| find(parameter, checkpoint))
+            .collect::<Result<_, _>>()?;
+        let total = sources.iter().flatten().map(|source| source.info.len).sum();
+        let mut items = Vec::with_capacity(sources.len());
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        progress(done, total).map_err(|Interrupted| CpuError::Interrupted)?;
+        for (parameter, sources) in program.parameters.iter().zip(&sources) {
+            if parameter.kind == ParameterKind::Vector {
+                items.push(Weight::Vector(read_vector(checkpoint, sources)?));
+                done += sources.iter().map(|source| source.info.len).sum::<u64>();
+                continue;
+            }
+            let (rows, cols) = (parameter.shape[0], parameter.shape[1]);
+            cut(sources, cols, items.len(), &mut pieces);
+            items.push(match parameter.quant {
+                Some(format) => Weight::Quantized(QuantizedMatrix::zeroed(rows, cols, format)?),
+                None => {
+                    let dtype = matrix_dtype(sources, weight_dtype);
+                    Weight::Matrix(PackedMatrix::zeroed(rows, cols, dtype)?)
+                }
+            });
+        }
+        let weights = Self { items };
+        let own: Vec<Own> = (0..pool.count()).map(|_| Mutex::new(None)).collect();
+        let mut after_round = |bytes| {
+            done += bytes;
+            progress(done, total).map_err(|Interrupted| CpuError::Interrupted)
+        };
+        pieces::read(checkpoint, &pieces, pool, &mut after_round, &|worker, piece, bytes| {
+            weights.pack(checkpoint, piece, bytes, &own[worker])
+        })?;
+        Ok(weights)
+    }
+
+    /// Bytes that [`load`](Self::load) will hold.
+    ///
+    /// # Errors
+    /// Those of `load` that need no data.
+    pub fn needed_bytes(
+        program: &Program,
+        checkpoint: &Checkpoint,
+        weight_dtype: Option<DType>,
+    ) -> Result<usize, CpuError> {
+        let mut needed = 0usize;
+        for parameter in &program.parameters {
+            needed = needed.saturating_add(parameter_bytes(parameter, checkpoint, weight_dtype)?);
+        }
+        Ok(needed)
+    }
+
+    /// The parameter with that index in the program.
+    pub fn get(&self, index: usize) -> Option<&Weight> {
+        self.items.get(index)
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        let bytes = |item: &Weight| match item {
+            Weight::Matrix(matrix) => matrix.bytes(),
+            Weight::Quantized(matrix) => matrix.bytes(),
+            Weight::Vector(vector) => size_of_val(&vector[..]),
+        };
+        self.items.iter().map(bytes).sum()
+    }
+
+    /// Store a piece's rows in its matrix.
+    fn pack(
+        &self,
+        checkpoint: &Checkpoint,
+        piece: &Piece<'_>,
+        bytes: &[u8],
+        own: &Own,
+    ) -> Result<(), CpuError> {
+        match self.get(piece.matrix) {
+            // SAFETY: pieces are disjoint rows, each is taken by one worker, and nobody reads the matrix yet.
+            Some(Weight::Matrix(matrix)) => unsafe { matrix.pack_rows(piece.first_row, bytes, piece.dtype) },
+            Some(Weight::Quantized(matrix)) => {
+                let mut own = own.lock().unwrap_or_else(PoisonError::into_inner);
+                let quantizer = match &mut *own {
+                    Some((index, quantizer)) if *index == piece.matrix => quantizer,
+                    other => &mut other.insert((piece.matrix, PanelQuantizer::new(matrix)?)).1,
+                };
+                // SAFETY: as above.
+                let finite = unsafe { matrix.quantize_rows(piece.first_row, bytes, piece.dtype, quantizer) };
+                finite.map_err(|_| fault(checkpoint, piece.tensor, CheckpointReason::NotFinite))?;
+            }
+            Some(Weight::Vector(_)) | None => {}
+        }
+        Ok(())
+    }
+}
+
+fn parameter_bytes(
+    parameter: &Parameter,
+    checkpoint: &Checkpoint,
+    weight_dtype: Option<DType>,
+) -> Result<usize, CpuError> {
+    let sources = find(parameter, checkpoint)?;
+    let size = match (parameter.kind, parameter.quant) {
+        (ParameterKind::Matrix, Some(format)) => {
+            let bytes = QuantizedMatrix::needed_bytes(parameter.shape[0], parameter.shape[1], format);
+            return Ok(bytes.unwrap_or(usize::MAX));
+        }
+        (ParameterKind::Matrix, None) => matrix_dtype(&sources, weight_dtype).size(),
+        (ParameterKind::Vector, _) => DType::F32.size(),
+    };
+    let elements = parameter.shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size));
+    Ok(elements.saturating_mul(size))
+}
+
+/// The type that a matrix is kept in.
+fn matrix_dtype(sources: &[Source<'_>], wanted: Option<DType>) -> DType {
+    let first = sources.first().map_or(DType::F32, |source| source.dtype);
+    let same = sources.iter().all(|source| source.dtype == first);
+    wanted.unwrap_or(if same { first } else { DType::F32 })
+}
+
+fn read_vector(checkpoint: &Checkpoint, sources: &[Source<'_>]) -> Result<Vec<f32>, CpuError> {
+    let mut vector = Vec::new();
+    for source in sources {
+        let mut bytes = vec![0; source.info.len as usize];
+        checkpoint.read_into(source.name, 0, &mut bytes)?;
+        vector.extend((0..bytes.len() / source.dtype.size()).map(|index| source.dtype.get(&bytes, index)));
+    }
+    Ok(vector)
+}

@@ -1,0 +1,528 @@
+//! Quantizer and integer matmul against plain definitions and the committed golden bytes, bit for bit.
+
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{TempFolder, Tensors, assert_same_bits, numbers, write_safetensors};
+use proptest::prelude::*;
+use pyrite_cpu::checkpoint::Checkpoint;
+use pyrite_cpu::error::CpuError;
+use pyrite_cpu::executor::{Executor, ExecutorConfig};
+use pyrite_cpu::isa::Isa;
+use pyrite_cpu::ops::linear::LinearScratch;
+use pyrite_cpu::ops::qlinear::{QuantizedMatrix, qlinear};
+use pyrite_cpu::pool::Pool;
+use pyrite_cpu::program::Program;
+use pyrite_cpu::quant::{QuantFormat, quantize_row, quantize_tensors};
+use pyrite_cpu::step::StepView;
+use pyrite_cpu::tensor::{DType, Rows, RowsMut};
+use serde_json::{Value, json};
+
+fn levels() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+}
+
+fn formats() -> Vec<QuantFormat> {
+    let mut all = Vec::new();
+    for bits in [4, 8] {
+        for group_size in [32, 64, 128] {
+            for symmetric in [false, true] {
+                all.push(QuantFormat { bits, group_size, symmetric });
+            }
+        }
+    }
+    all
+}
+
+/// A matrix in the canonical form.
+#[derive(Clone, Debug, PartialEq)]
+struct Canonical {
+    rows: usize,
+    cols: usize,
+    format: QuantFormat,
+    codes: Vec<u8>,
+    scales: Vec<u16>,
+    zeros: Option<Vec<u8>>,
+}
+
+impl Canonical {
+    fn quantize(isa: Isa, values: &[f32], cols: usize, format: QuantFormat) -> Self {
+        let (rows, groups) = (values.len() / cols, cols / format.group_size);
+        let (mut codes, mut scales, mut zeros) =
+            (vec![0; rows * cols], vec![0; rows * groups], vec![0; rows * groups]);
+        for row in 0..rows {
+            let of_groups = row * groups..(row + 1) * groups;
+            let of_cols = row * cols..(row + 1) * cols;
+            let (codes, zeros) = (&mut codes[of_cols.clone()], &mut zeros[of_groups.clone()]);
+            quantize_row(isa, &values[of_cols], format, codes, &mut scales[of_groups], zeros);
+        }
+        Self { rows, cols, format, codes, scales, zeros: (!format.symmetric).then_some(zeros) }
+    }
+
+    /// Any codes, scales and zeros, the extremes among them.
+    fn arbitrary(rows: usize, cols: usize, format: QuantFormat, seed: u64) -> Self {
+        let most = f32::from(format.max_code());
+        let code = |value: &f32| ((value * 0.6 + 0.5) * (most + 1.0)).clamp(0.0, most) as u8;
+        let groups = rows * cols / format.group_size;
+        let codes = numbers(seed, rows * cols).iter().map(code).collect();
+        let zeros = (!format.symmetric).then(|| numbers(seed + 1, groups).iter().map(code).collect());
+        let scales =
+            numbers(seed + 2, groups).into_iter().map(|v| half::f16::from_f32(v.abs() * 0.1).to_bits());
+        Self { rows, cols, format, codes, scales: scales.collect(), zeros }
+    }
+
+    fn pack(&self) -> QuantizedMatrix {
+        let Self { rows, cols, format, codes, scales, zeros } = self;
+        QuantizedMatrix::from_canonical(*rows, *cols, *format, codes, scales, zeros.as_deref()).unwrap()
+    }
+
+    fn scale_and_zero(&self, row: usize, col: usize) -> (f32, i32) {
+        let at = (row * self.cols + col) / self.format.group_size;
+        let zero = self.zeros.as_ref().map_or(self.format.middle(), |zeros| zeros[at]);
+        (half::f16::from_bits(self.scales[at]).to_f32(), i32::from(zero))
+    }
+
+    fn dequantized(&self, row: usize) -> Vec<f32> {
+        let one = |col: usize| {
+            let (scale, zero) = self.scale_and_zero(row, col);
+            (i32::from(self.codes[row * self.cols + col]) - zero) as f32 * scale
+        };
+        (0..self.cols).map(one).collect()
+    }
+
+    /// The definition of the matmul, from the canonical form.
+    fn matmul(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let span = self.format.group_size.min(64);
+        let mut out = Vec::new();
+        for token in x.chunks(self.cols) {
+            let spans: Vec<_> = token.chunks(span).map(quantize_span).collect();
+            for row in 0..self.rows {
+                let mut acc = 0f32;
+                for (index, (x_scale, q)) in spans.iter().enumerate() {
+                    let (scale, zero) = self.scale_and_zero(row, index * span);
+                    let codes = &self.codes[row * self.cols + index * span..][..span];
+                    let sum: i32 =
+                        codes.iter().zip(q).map(|(code, q)| (i32::from(*code) - zero) * i32::from(*q)).sum();
+                    acc = (sum as f32).mul_add(x_scale * scale, acc);
+                }
+                out.push(bias.map_or(acc, |bias| acc + bias[row]));
+            }
+        }
+        out
+    }
+}
+
+fn quantize_span(x: &[f32]) -> (f32, Vec<i8>) {
+    let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+    let one =
+        |x: &f32| if scale == 0.0 { 0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8 };
+    (scale, x.iter().map(one).collect())
+}
+
+/// Run on strided, NaN-padded views; checks that padding is left alone and returns `[tokens, rows]`.
+fn run(pool: &mut Pool, isa: Isa, x: &[f32], weight: &QuantizedMatrix, bias: Option<&[f32]>) -> Vec<f32> {
+    let (cols, rows) = (weight.cols(), weight.rows());
+    let tokens = x.len() / cols;
+    let (x_stride, out_stride) = (cols + 3, rows + 5);
+    let mut wide = vec![f32::NAN; tokens * x_stride];
+    for (to, from) in wide.chunks_mut(x_stride).zip(x.chunks(cols)) {
+        to[..cols].copy_from_slice(from);
+    }
+    let mut out = vec![f32::NAN; tokens * out_stride];
+    let scratch = LinearScratch::new(tokens, cols, pool.count()).unwrap();
+    // SAFETY: both vectors outlive the call, and only the workers write.
+    let (x, to) = unsafe {
+        (
+            Rows::from_raw(wide.as_ptr(), tokens, cols, x_stride),
+            RowsMut::from_raw(out.as_mut_ptr(), tokens, rows, out_stride),
+        )
+    };
+    pool.run(|worker| qlinear(worker, isa, x, weight, bias, to, &scratch)).unwrap();
+    let mut result = Vec::new();
+    for row in out.chunks(out_stride) {
+        assert!(row[rows..].iter().all(|value| value.is_nan()), "written past the row");
+        result.extend_from_slice(&row[..rows]);
+    }
+    result
+}
+
+fn pools() -> Vec<Pool> {
+    [1, 2, 5].into_iter().map(|count| Pool::new(count).unwrap()).collect()
+}
+
+fn check(matrix: &Canonical, x: &[f32], pools: &mut [Pool], with_bias: bool) {
+    let bias = numbers(99, matrix.rows);
+    let bias = with_bias.then_some(&bias[..]);
+    let (weight, expected) = (matrix.pack(), matrix.matmul(x, bias));
+    let tokens = x.len() / matrix.cols;
+    for isa in levels() {
+        let what = format!("{isa} {:?} {}x{} M={tokens}", matrix.format, matrix.rows, matrix.cols);
+        for pool in &mut *pools {
+            let what = format!("{what}, {} workers", pool.count());
+            assert_same_bits(&run(pool, isa, x, &weight, bias), &expected, &what);
+        }
+        for token in [0, tokens / 2, tokens - 1] {
+            let alone = run(&mut pools[0], isa, &x[token * matrix.cols..][..matrix.cols], &weight, bias);
+            let in_company = &expected[token * matrix.rows..][..matrix.rows];
+            assert_same_bits(&alone, in_company, &format!("{what}, row {token} alone"));
+        }
+    }
+}
+
+/// The lines of `tests/quant/golden.txt`.
+fn golden() -> HashMap<String, Vec<u8>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/quant/golden.txt");
+    let text = std::fs::read_to_string(path).unwrap();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let line = |line: &str| {
+        let (key, hex) = line.split_once(' ').unwrap();
+        (key.to_owned(), hex.as_bytes().chunks(2).map(byte).collect())
+    };
+    text.lines().map(line).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / 4];
+    DType::F32.widen(bytes, &mut values);
+    values
+}
+
+#[test]
+fn every_level_gives_the_golden_bytes() {
+    let golden = golden();
+    let (weight, x, bias) = (floats(&golden["weight"]), floats(&golden["x"]), floats(&golden["bias"]));
+    let mut pool = Pool::new(1).unwrap();
+    let mut found = 0;
+    for (key, codes) in golden.iter().filter(|(key, _)| key.ends_with(".codes")) {
+        let name = key.trim_end_matches(".codes");
+        let bits = if name.starts_with("int4") { 4 } else { 8 };
+        let group_size = if name.contains("_g32") {
+            32
+        } else if name.contains("_g128") {
+            128
+        } else {
+            64
+        };
+        let symmetric = !golden.contains_key(&format!("{name}.zeros"));
+        let format = QuantFormat { bits, group_size, symmetric };
+        for isa in levels() {
+            let matrix = Canonical::quantize(isa, &weight, 256, format);
+            assert!(matrix.codes == *codes, "codes of {name}, {isa}");
+            let scales: Vec<u8> = matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            assert!(scales == golden[&format!("{name}.scales")], "scales of {name}, {isa}");
+            assert!(matrix.zeros.as_ref() == golden.get(&format!("{name}.zeros")), "zeros of {name}, {isa}");
+            let got = run(&mut pool, isa, &x, &matrix.pack(), Some(&bias));
+            let expected = floats(&golden[&format!("{name}.matmul")]);
+            assert_same_bits(&got, &expected, &format!("matmul of {name}, {isa}"));
+        }
+        found += 1;
+    }
+    assert!(found >= 10, "only {found} schemes in the golden file");
+}
+
+#[test]
+fn the_largest_sums_of_codes_and_activations_are_exact() {
+    let mut pools = pools();
+    for format in formats() {
+        let (rows, cols) = (40, 256);
+        for zero in [0, format.max_code()] {
+            let mut matrix = Canonical::arbitrary(rows, cols, format, 3);
+            matrix.codes.fill(format.max_code() - zero);
+            if let Some(zeros) = &mut matrix.zeros {
+                zeros.fill(zero);
+            }
+            // Every activation becomes 127, or -127, or they alternate.
+            let x: Vec<f32> = (0..3 * cols)
+                .map(|at| if at < cols || (at >= 2 * cols && at % 2 == 0) { 2.5 } else { -2.5 })
+                .collect();
+            check(&matrix, &x, &mut pools, false);
+        }
+    }
+}
+
+#[test]
+fn all_forms_levels_and_worker_counts_agree() {
+    let mut pools = pools();
+    for format in formats() {
+        for (rows, cols, tokens) in [
+            (1, 128, 1),
+            (31, 128, 2),
+            (32, 512, 12),
+            (33, 256, 5),
+            (333, 384, 64),
+            (70, 640, 7),
+            (321, 1536, 1),
+        ] {
+            let x: Vec<f32> = numbers(77, tokens * cols);
+            check(&Canonical::arbitrary(rows, cols, format, 5), &x, &mut pools, tokens % 2 == 1);
+        }
+    }
+}
+
+#[test]
+fn rows_come_back_dequantized_and_stored_in_any_pieces() {
+    for format in formats() {
+        let matrix = Canonical::arbitrary(67, 256, format, 8);
+        let (packed, mut got) = (matrix.pack(), vec![f32::NAN; 256]);
+        for row in 0..67 {
+            packed.unpack_row(row, &mut got);
+            assert_same_bits(&got, &matrix.dequantized(row), &format!("{format:?} row {row}"));
+        }
+    }
+}
+
+#[test]
+fn zero_tiny_and_non_finite_activations_stay_in_their_row() {
+    let mut pools = pools();
+    let format = QuantFormat { bits: 4, group_size: 64, symmetric: false };
+    let matrix = Canonical::arbitrary(48, 128, format, 2);
+    let mut x = numbers(4, 6 * 128);
+    x[..128].fill(0.0);
+    x[128..192].fill(1e-44);
+    check(&matrix, &x, &mut pools, true);
+    let expected = matrix.matmul(&x, None);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        x[3 * 128 + 70] = bad;
+        for isa in levels() {
+            let got = run(&mut pools[1], isa, &x, &matrix.pack(), None);
+            for (token, (got, expected)) in got.chunks(48).zip(expected.chunks(48)).enumerate() {
+                match token {
+                    3 => assert!(got.iter().all(|value| value.is_nan()), "{isa}: {bad} is lost"),
+                    _ => assert_same_bits(got, expected, &format!("{isa}, beside {bad}")),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_and_formats_are_refused() {
+    let format = QuantFormat { bits: 4, group_size: 64, symmetric: true };
+    for bad in [
+        QuantFormat { bits: 5, ..format },
+        QuantFormat { group_size: 0, ..format },
+        QuantFormat { group_size: 48, ..format },
+    ] {
+        assert!(matches!(QuantizedMatrix::zeroed(4, 192, bad), Err(CpuError::Config { .. })), "{bad:?}");
+    }
+    for cols in [0, 63, 65, 96] {
+        assert!(matches!(QuantizedMatrix::zeroed(4, cols, format), Err(CpuError::Config { .. })), "{cols}");
+    }
+    assert!(matches!(QuantizedMatrix::zeroed(usize::MAX, 64, format), Err(CpuError::OutOfMemory { .. })));
+    let matrix = Canonical::arbitrary(40, 64, format, 1).pack();
+    let scratch = LinearScratch::new(1, 64, 1).unwrap();
+    let mut pool = Pool::new(1).unwrap();
+    let (x, mut out) = (numbers(2, 9 * 64), vec![0f32; 9 * 40]);
+    let out = RowsMut::new(&mut out, 40);
+    for width in [64, 32] {
+        let x = Rows::new(&x, width);
+        let refused = pool.run(|worker| qlinear(worker, Isa::Scalar, x, &matrix, None, out, &scratch));
+        assert!(refused.is_err(), "nine rows for a scratch of one, or columns that disagree");
+    }
+}
+
+/// Checkpoint tensors of every float type, one of them in two parts.
+fn stored() -> Tensors {
+    let mut tensors = Tensors::new();
+    let kinds =
+        [("a", DType::F32, 45), ("b", DType::F16, 3), ("c", DType::Bf16, 100), ("d", DType::Bf16, 64)];
+    for (index, (name, dtype, rows)) in kinds.into_iter().enumerate() {
+        let mut bytes = [0; 4];
+        let values = numbers(50 + index as u64, rows * 128).into_iter().map(|value| {
+            dtype.set(&mut bytes, 0, value * 0.1);
+            dtype.get(&bytes, 0)
+        });
+        let values = values.collect();
+        tensors.insert(name.into(), (dtype, vec![rows, 128], values));
+    }
+    tensors
+}
+
+fn open(tensors: &Tensors) -> (TempFolder, Checkpoint) {
+    let folder = TempFolder::new();
+    write_safetensors(&folder, tensors);
+    let checkpoint = Checkpoint::open(&folder.0).unwrap();
+    (folder, checkpoint)
+}
+
+fn from_checkpoint(
+    checkpoint: &Checkpoint,
+    names: &[&str],
+    format: QuantFormat,
+    threads: usize,
+) -> Result<Canonical, CpuError> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let got = quantize_tensors(checkpoint, &names, format, &mut Pool::new(threads).unwrap())?;
+    let (rows, cols, codes, scales, zeros) = (got.rows, got.cols, got.codes, got.scales, got.zeros);
+    Ok(Canonical { rows, cols, format, codes, scales, zeros })
+}
+
+#[test]
+fn checkpoint_tensors_of_every_type_are_stacked_and_quantized() {
+    let tensors = stored();
+    let (_folder, checkpoint) = open(&tensors);
+    let values: Vec<f32> = ["c", "a", "b"].iter().flat_map(|name| tensors[*name].2.clone()).collect();
+    for format in formats() {
+        let expected = Canonical::quantize(Isa::Scalar, &values, 128, format);
+        for threads in [1, 3] {
+            assert!(from_checkpoint(&checkpoint, &["c", "a", "b"], format, threads).unwrap() == expected);
+        }
+    }
+}
+
+#[test]
+fn tensors_that_cannot_be_quantized_are_refused_by_name() {
+    let format = QuantFormat { bits: 4, group_size: 64, symmetric: false };
+    type Spoil = fn(&mut Tensors);
+    let faults: [(&str, Spoil); 6] = [
+        ("not_finite", |t| t.get_mut("b").unwrap().2[200] = f32::NAN),
+        ("not_finite", |t| t.get_mut("b").unwrap().2[383] = f32::NEG_INFINITY),
+        ("missing_tensor", |t| {
+            t.remove("b");
+        }),
+        ("wrong_shape", |t| t.get_mut("b").unwrap().1 = vec![384]),
+        ("wrong_shape", |t| t.get_mut("b").unwrap().1 = vec![6, 64]),
+        ("wrong_shape", |t| *t.get_mut("b").unwrap() = (DType::F32, vec![0, 128], Vec::new())),
+    ];
+    for (code, spoil) in faults {
+        let mut tensors = stored();
+        spoil(&mut tensors);
+        let (_folder, checkpoint) = open(&tensors);
+        match from_checkpoint(&checkpoint, &["a", "b"], format, 2) {
+            Err(CpuError::Checkpoint { tensor, reason, .. }) => {
+                assert_eq!((tensor.as_deref(), reason.code()), (Some("b"), code));
+            }
+            other => panic!("{code}: {:?}", other.map(|_| ())),
+        }
+    }
+    let (_folder, checkpoint) = open(&stored());
+    let bad = QuantFormat { group_size: 96, ..format };
+    assert!(matches!(from_checkpoint(&checkpoint, &["a"], bad, 1), Err(CpuError::Config { .. })));
+    assert!(matches!(from_checkpoint(&checkpoint, &[], format, 1), Err(CpuError::Config { .. })));
+}
+
+const VOCAB: usize = 145;
+
+/// `logits = embed (w embed[id])`, the table tied, int8; `w` int4 and stacked from two tensors.
+fn program() -> Value {
+    let view = |buffer: usize, width: usize| json!({"buffer": buffer, "offset": 0, "width": width});
+    let buffer = |rows: &str, width: usize, slot: usize| json!({"name": "b", "rows": rows, "width": width, "slot": slot});
+    let slot = |rows: &str, width: usize| json!({"rows": rows, "width": width});
+    json!({
+        "vocab_size": VOCAB,
+        "buffers": [buffer("T", 128, 0), buffer("T", 128, 1), buffer("R", 128, 2), buffer("R", VOCAB, 3)],
+        "parameters": [
+            {"name": "embed", "kind": "matrix", "shape": [VOCAB, 128], "sources": ["c", "a"],
+                "quant": {"bits": 8, "group_size": 64, "symmetric": true}},
+            {"name": "w", "kind": "matrix", "shape": [128, 128], "sources": ["d", "e"],
+                "quant": {"bits": 4, "group_size": 32, "symmetric": false}},
+        ],
+        "rope_tables": [], "kv_groups": [],
+        "ops": [
+            {"op": "embed", "weight": "embed", "out": view(0, 128)},
+            {"op": "linear", "x": view(0, 128), "out": view(1, 128), "weight": "w", "bias": null},
+            {"op": "select_rows", "x": view(1, 128), "out": view(2, 128)},
+            {"op": "linear", "x": view(2, 128), "out": view(3, VOCAB), "weight": "embed", "bias": null},
+        ],
+        "logits": view(3, VOCAB),
+        "slots": [slot("T", 128), slot("T", 128), slot("R", 128), slot("R", VOCAB)],
+    })
+}
+
+fn executor(checkpoint: &Checkpoint, isa: Isa, num_threads: usize) -> Result<Executor, CpuError> {
+    let config = ExecutorConfig {
+        block_size: 16,
+        num_blocks: Vec::new(),
+        max_tokens: 16,
+        max_rows: 16,
+        max_seqs: 4,
+        kv_dtype: DType::F32,
+        weight_dtype: Some(DType::F16),
+        num_threads,
+        isa,
+    };
+    let program = Program::from_json(&program().to_string()).unwrap();
+    Executor::load(program, checkpoint, config, &mut |_, _| Ok(()))
+}
+
+#[test]
+fn an_executor_loads_and_runs_quantized_parameters() {
+    let mut tensors = stored();
+    tensors.insert("e".into(), (DType::F32, vec![64, 128], numbers(60, 64 * 128)));
+    let (_folder, checkpoint) = open(&tensors);
+    let format = QuantFormat { bits: 8, group_size: 64, symmetric: true };
+    let embed = from_checkpoint(&checkpoint, &["c", "a"], format, 1).unwrap();
+    let format = QuantFormat { bits: 4, group_size: 32, symmetric: false };
+    let w = from_checkpoint(&checkpoint, &["d", "e"], format, 1).unwrap();
+    let ids: Vec<i32> = (0..11).map(|index| index * 13).collect();
+    let x: Vec<f32> = ids.iter().flat_map(|id| embed.dequantized(*id as usize)).collect();
+    let expected = embed.matmul(&w.matmul(&x, None), None);
+    for isa in levels() {
+        for threads in [1, 3] {
+            let mut executor = executor(&checkpoint, isa, threads).unwrap();
+            assert_eq!(executor.info().weight_bytes, embed.pack().bytes() + w.pack().bytes());
+            for count in [11, 1, 2] {
+                let positions: Vec<i32> = (0..count as i32).collect();
+                let step = StepView {
+                    token_ids: &ids[..count],
+                    positions: &positions,
+                    cu_seqlens_q: &[0, count as i32],
+                    seq_lens: &[count as i32],
+                    logit_rows: &positions,
+                    groups: &[],
+                };
+                let mut logits = vec![f32::NAN; count * VOCAB];
+                executor.run(&step, &mut logits).unwrap();
+                let what = format!("{isa}, {threads} threads, {count} tokens");
+                assert_same_bits(&logits, &expected[..count * VOCAB], &what);
+            }
+        }
+    }
+    tensors.get_mut("e").unwrap().2[5] = f32::NAN;
+    let (_folder, checkpoint) = open(&tensors);
+    match executor(&checkpoint, Isa::detect(), 2).map(|_| ()) {
+        Err(CpuError::Checkpoint { tensor, reason, .. }) => {
+            assert_eq!((tensor.as_deref(), reason.code()), (Some("e"), "not_finite"));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #[test]
+    fn awkward_shapes(
+        rows in prop::sample::select(vec![1usize, 31, 33, 65, 130, 333]),
+        groups in 1usize..7,
+        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 13, 40]),
+        format in prop::sample::select(formats()),
+        bias: bool,
+        seed in 0u64..1000,
+    ) {
+        let mut pools: Vec<Pool> = [1, 3].into_iter().map(|count| Pool::new(count).unwrap()).collect();
+        let cols = groups * format.group_size;
+        let x = numbers(seed + 7, tokens * cols);
+        check(&Canonical::arbitrary(rows, cols, format, seed), &x, &mut pools, bias);
+    }
+
+    #[test]
+    fn levels_quantize_alike(
+        format in prop::sample::select(formats()),
+        exponent in -40i32..38,
+        tail in 0.0f32..1.0,
+        seed in 0u64..1000,
+    ) {
+        let power = 10f32.powi(exponent);
+        let values: Vec<f32> = numbers(seed, 2 * 256)
+            .into_iter()
+            .map(|value| if value.abs() < tail { value * power * 0.01 } else { value * power })
+            .collect();
+        let expected = Canonical::quantize(Isa::Scalar, &values, 256, format);
+        for isa in levels() {
+            prop_assert!(Canonical::quantize(isa, &values, 256, format) == expected, "{isa}");
+        }
+    }
+}
