@@ -1,13 +1,12 @@
 //! The search for a group's scale: every candidate is tried, the one with the least squared error wins.
 //!
-//! The steps and their order are those of `python/pyrite/quant/reference.py`. All of it is plain Rust whose operations
-//! are rounded one by one, compiled once per instruction level, so every level gives the same bytes.
+//! The steps and their order are those of `python/pyrite/quant/reference.py`. All operations are rounded one by one, and
+//! the code is compiled once per instruction level, so every level gives the same bytes.
 
 use super::QuantFormat;
 use crate::isa::Isa;
+use crate::ops::lanes::{LANES, Lanes, at_every_level};
 
-/// Partial sums of an error: lane l adds elements l, l + 16, ...
-const LANES: usize = 16;
 const SMALLEST_SCALE: f32 = 5.960_464_5e-8;
 const LARGEST_SCALE: f32 = 65504.0;
 /// Smallest f16 that is not subnormal.
@@ -36,41 +35,42 @@ pub fn quantize_row(
     let fits = codes.len() == values.len() && scales.len() == groups && zeros.len() == groups;
     assert!(fits, "one code per weight, one scale and one zero per group");
     assert!(isa.is_supported(), "the processor does not support this level");
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-        fn avx512(v: &[f32], f: QuantFormat, c: &mut [u8], s: &mut [u16], z: &mut [u8]) {
-            row(v, f, c, s, z);
-        }
-        #[target_feature(enable = "avx2")]
-        fn avx2(v: &[f32], f: QuantFormat, c: &mut [u8], s: &mut [u16], z: &mut [u8]) {
-            row(v, f, c, s, z);
-        }
-        match isa {
-            Isa::Scalar => {}
-            // SAFETY: the level was asserted.
-            Isa::Avx2 => return unsafe { avx2(values, format, codes, scales, zeros) },
-            // SAFETY: as above.
-            _ => return unsafe { avx512(values, format, codes, scales, zeros) },
-        }
-    }
-    row(values, format, codes, scales, zeros);
+    quantize_groups(isa, values, format, codes, scales, zeros);
 }
 
+at_every_level! {
+    /// The groups of a row, checked.
+    fn quantize_groups(
+        values: &[f32],
+        format: QuantFormat,
+        codes: &mut [u8],
+        scales: &mut [u16],
+        zeros: &mut [u8],
+    ) = row
+}
+
+/// # Safety
+/// As [`Lanes`].
 #[inline(always)]
-fn row(values: &[f32], format: QuantFormat, codes: &mut [u8], scales: &mut [u16], zeros: &mut [u8]) {
+unsafe fn row<L: Lanes>(
+    values: &[f32],
+    format: QuantFormat,
+    codes: &mut [u8],
+    scales: &mut [u16],
+    zeros: &mut [u8],
+) {
     let size = format.group_size;
     let groups = values.chunks_exact(size).zip(codes.chunks_exact_mut(size));
     for ((values, codes), (scale, zero)) in groups.zip(scales.iter_mut().zip(zeros)) {
-        let best = match format.bits {
-            4 => search(values, format, &FACTORS_4),
-            _ => search(values, format, &FACTORS_8),
+        // SAFETY: the caller's duty.
+        let best = unsafe {
+            match format.bits {
+                4 => search::<L, 16>(values, format, &FACTORS_4),
+                _ => search::<L, 8>(values, format, &FACTORS_8),
+            }
         };
-        let most = f32::from(format.max_code());
-        for (code, &value) in codes.iter_mut().zip(values) {
-            // Whole and between 0 and 255.
-            *code = round(value, best.inverse, best.zero, most) as u8;
-        }
+        // SAFETY: the caller's duty.
+        unsafe { store_codes::<L>(values, best, format, codes) };
         *scale = half::f16::from_f32(best.scale).to_bits();
         *zero = best.zero as u8;
     }
@@ -85,8 +85,15 @@ struct Candidate {
 }
 
 /// The candidate with the least error.
+///
+/// # Safety
+/// As [`Lanes`].
 #[inline(always)]
-fn search<const N: usize>(values: &[f32], format: QuantFormat, factors: &[f32; N]) -> Candidate {
+unsafe fn search<L: Lanes, const N: usize>(
+    values: &[f32],
+    format: QuantFormat,
+    factors: &[f32; N],
+) -> Candidate {
     let (low, high) = extremes(values);
     let (most, middle) = (f32::from(format.max_code()), f32::from(format.middle()));
     let (span, steps) = if format.symmetric { (max(-low, high), middle - 1.0) } else { (high - low, most) };
@@ -98,10 +105,11 @@ fn search<const N: usize>(values: &[f32], format: QuantFormat, factors: &[f32; N
         let zero = (-low * factors[index] * inverses[index]).round_ties_even();
         zeros[index] = if format.symmetric { middle } else { max(min(zero, most), 0.0) };
     }
-    let mut best = 0;
-    let mut least = f32::INFINITY;
+    let (mut best, mut least) = (0, f32::INFINITY);
     for index in 0..N {
-        let error = error(values, scales[index], inverses[index], zeros[index], most);
+        let candidate = Candidate { scale: scales[index], inverse: inverses[index], zero: zeros[index] };
+        // SAFETY: the caller's duty.
+        let error = unsafe { error::<L>(values, candidate, most) };
         if index == 0 || error < least {
             (best, least) = (index, error);
         }
@@ -122,30 +130,48 @@ fn extremes(values: &[f32]) -> (f32, f32) {
     (lows.into_iter().fold(0.0, min), highs.into_iter().fold(0.0, max))
 }
 
-/// Sum of the squared differences, in the lanes and in the order of the definition.
+/// Sum of the squared differences: lane l adds elements l, l + 16, ..., then the lanes are folded by halves.
+///
+/// # Safety
+/// As [`Lanes`].
 #[inline(always)]
-fn error(values: &[f32], scale: f32, inverse: f32, zero: f32, most: f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for part in values.chunks_exact(LANES) {
-        for lane in 0..LANES {
-            let code = round(part[lane], inverse, zero, most);
-            let difference = (code - zero) * scale - part[lane];
-            lanes[lane] += difference * difference;
+unsafe fn error<L: Lanes>(values: &[f32], by: Candidate, most: f32) -> f32 {
+    // SAFETY: whole chunks of 16; the rest is the caller's duty.
+    unsafe {
+        let (scale, zero, mut sum) = (L::splat(by.scale), L::splat(by.zero), L::splat(0.0));
+        for part in values.chunks_exact(LANES) {
+            let part = L::load(part.as_ptr());
+            let difference = code(part, by, most).sub(zero).mul(scale).sub(part);
+            sum = sum.add(difference.mul(difference));
         }
+        sum.sum()
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
+/// # Safety
+/// As [`Lanes`].
 #[inline(always)]
-fn round(value: f32, inverse: f32, zero: f32, most: f32) -> f32 {
-    max(min((value * inverse).round_ties_even() + zero, most), 0.0)
+unsafe fn store_codes<L: Lanes>(values: &[f32], by: Candidate, format: QuantFormat, codes: &mut [u8]) {
+    let mut lanes = [0f32; LANES];
+    for (codes, part) in codes.chunks_exact_mut(LANES).zip(values.chunks_exact(LANES)) {
+        // SAFETY: whole chunks of 16; the rest is the caller's duty.
+        unsafe { code(L::load(part.as_ptr()), by, f32::from(format.max_code())).store(lanes.as_mut_ptr()) };
+        for (to, lane) in codes.iter_mut().zip(lanes) {
+            // SAFETY: a whole number from 0 to 255.
+            *to = unsafe { lane.to_int_unchecked::<i32>() } as u8;
+        }
+    }
+}
+
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn code<L: Lanes>(values: L, by: Candidate, most: f32) -> L {
+    // SAFETY: the caller's duty.
+    unsafe {
+        let whole = values.mul(L::splat(by.inverse)).round();
+        whole.add(L::splat(by.zero)).min(L::splat(most)).max(L::splat(0.0))
+    }
 }
 
 /// Round a number between the smallest and the largest f16 to the nearest f16, ties to even.
