@@ -1,15 +1,16 @@
-"""Compile kernels ahead of time, without a GPU: `python -m pyrite_kernels.aot --arch sm_90 --table FILE [--write]`.
+"""Compile kernels ahead of time, without a GPU: `python -m pyrite_kernels.aot [--arch sm_90] [--op matmul] [--write]`.
 
 Each op lists its cases in `cases.py: aot_cases(arch)`. A case must compile, stay within the part's shared memory, have
-the instructions it expects, and spill no more bytes than the table allows with a reason.
+the instructions it expects, and spill no more bytes than the table allows with a reason. The table has a line per case,
+so that what changes shows in a diff; it belongs to one version of Triton, which its first line names.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -71,12 +72,25 @@ class AotResult:
         spill_bytes: stored to local memory, per thread.
         shared_bytes: per program.
         missing: expected patterns that the assembly lacks.
+        matched: expected patterns that it has.
+        reload_bytes: loaded back from local memory, per thread; 0 where the compiler does not tell.
     """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
     missing: tuple[str, ...] = ()
+    matched: tuple[str, ...] = ()
+    reload_bytes: int = 0
+
+    def line(self) -> dict[str, Any]:
+        """What the table keeps; numbers that are usually 0 and patterns only where there are any."""
+        kept: dict[str, Any] = {key: getattr(self, key) for key in ("registers", "spill_bytes", "shared_bytes")}
+        if self.reload_bytes:
+            kept["reload_bytes"] = self.reload_bytes
+        if self.matched:
+            kept["has"] = list(self.matched)
+        return kept
 
 
 def find_cases(arch: str) -> Iterator[tuple[str, AotCase]]:
@@ -107,20 +121,21 @@ def compile_case(arch: str, case: AotCase) -> AotResult:
     source = ASTSource(case.kernel, dict(case.signature), constants, aligned)  # type: ignore[arg-type]
     compiled: Any = triton.compile(source, target=target, options=options)
     assembly = compiled.asm["amdgcn" if arch.startswith("gfx") else "ptx"]
-    registers, spill_bytes = _amd_usage(assembly) if arch.startswith("gfx") else _ptxas_usage(arch, assembly)
-    missing = tuple(pattern for pattern in case.expect if not re.search(pattern, assembly))
-    return AotResult(registers, spill_bytes, compiled.metadata.shared, missing)
+    registers, stored, loaded = _amd_usage(assembly) if arch.startswith("gfx") else _ptxas_usage(arch, assembly)
+    matched = tuple(pattern for pattern in case.expect if re.search(pattern, assembly))
+    missing = tuple(pattern for pattern in case.expect if pattern not in matched)
+    return AotResult(registers, stored, compiled.metadata.shared, missing, matched, loaded)
 
 
-def _amd_usage(assembly: str) -> tuple[int, int]:
-    """(vector registers, spilled bytes) of the assembly's own report."""
+def _amd_usage(assembly: str) -> tuple[int, int, int]:
+    """(vector registers, spilled bytes, 0) of the assembly's own report, which does not count loads."""
     registers = re.findall(r"\.vgpr_count:\s+(\d+)", assembly)
     spilled = re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)
-    return int(registers[0]), 4 * int(spilled[0])
+    return int(registers[0]), 4 * int(spilled[0]), 0
 
 
-def _ptxas_usage(arch: str, ptx: str) -> tuple[int, int]:
-    """(registers, spilled bytes) as the bundled ptxas reports them."""
+def _ptxas_usage(arch: str, ptx: str) -> tuple[int, int, int]:
+    """(registers, bytes spilled, bytes loaded back) as the bundled ptxas reports them."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -135,8 +150,9 @@ def _ptxas_usage(arch: str, ptx: str) -> tuple[int, int]:
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     registers = re.findall(r"Used (\d+) registers", done.stderr)
-    spilled = re.findall(r"(\d+) bytes spill stores", done.stderr)
-    return int(registers[0]), sum(map(int, spilled))
+    stored = re.findall(r"(\d+) bytes spill stores", done.stderr)
+    loaded = re.findall(r"(\d+) bytes spill loads", done.stderr)
+    return int(registers[0]), sum(map(int, stored)), sum(map(int, loaded))
 
 
 def judge(arch: str, result: AotResult, allowed: Mapping[str, Any] | None) -> list[str]:
@@ -158,49 +174,72 @@ def main() -> None:
     """Compile, then check against the table or write it. Exits with 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=ARCHS, choices=ARCHS)
+    parser.add_argument("--op", nargs="+", default=[], help="folders of ops; all of them when left out")
     parser.add_argument("--case", default="", help="regular expression that op/case must match")
     parser.add_argument("--first", action="store_true", help="one case of each kernel only")
-    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=Path("tests/kernels/aot_table.json"))
     parser.add_argument("--write", action="store_true", help="write what was measured; reasons in the table are kept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 leaves nothing to compile")
     table = json.loads(arguments.table.read_text()) if arguments.table.exists() else {}
+    whole = not arguments.case and not arguments.first
     wrong = 0
     for arch in arguments.arch:
         lines = table.setdefault(arch, {})
-        names = _choose(arch, arguments.case, arguments.first)
+        names = _choose(arch, arguments.op, arguments.case, arguments.first)
         with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
             for name, got in zip(names, pool.map(functools.partial(_try, arch), names), strict=True):
-                if isinstance(got, str):
-                    faults = [got]
-                elif arguments.write:
-                    reason = {k: v for k, v in lines.get(name, {}).items() if k == "reason"}
-                    faults = judge(arch, got, {"spill_bytes": got.spill_bytes, "reason": "new"})
-                    lines[name] = {k: v for k, v in dataclasses.asdict(got).items() if k != "missing"} | reason
-                else:
-                    faults = judge(arch, got, lines.get(name))
+                faults = _settle(arch, name, got, lines, arguments.write)
                 wrong += bool(faults)
                 print(arch, name, got if not isinstance(got, str) else "", *faults, sep="  ", flush=True)
+        for name in sorted(set(lines) - set(names)) if whole else ():
+            if arguments.op and name.partition("/")[0] not in arguments.op:
+                continue
+            if arguments.write:
+                del lines[name]
+            else:
+                wrong += 1
+                print(arch, name, "in the table, but no case of this name: run with --write", sep="  ")
     if arguments.write:
-        rows = [
-            f' "{arch}": {{\n'
-            + ",\n".join(f'  "{name}": {json.dumps(line)}' for name, line in sorted(table[arch].items()))
-            + "\n }"
-            for arch in sorted(table)
-        ]
-        arguments.table.write_text("{\n" + ",\n".join(rows) + "\n}\n")
-    print(f"{wrong} wrong")
+        _write_table(arguments.table, table)
+    print(f"{wrong} wrong; Triton {_triton_version()}, the table's is {table.get('triton', 'unknown')}")
     sys.exit(1 if wrong else 0)
 
 
-def _choose(arch: str, pattern: str, first: bool) -> list[str]:
+def _settle(arch: str, name: str, got: AotResult | str, lines: dict[str, Any], write: bool) -> list[str]:
+    """Judge a case by its line, or write the line; what is wrong with it."""
+    if isinstance(got, str):
+        return [got]
+    if not write:
+        return judge(arch, got, lines.get(name))
+    reason = lines.get(name, {}).get("reason") if got.spill_bytes else None
+    lines[name] = got.line() | ({"reason": reason} if reason else {})
+    return judge(arch, got, lines[name])
+
+
+def _write_table(path: Path, table: dict[str, Any]) -> None:
+    """One line per case."""
+    table["triton"] = _triton_version()
+    rows = [f' "triton": {json.dumps(table["triton"])}']
+    for arch in sorted(set(table) - {"triton"}):
+        lines = ",\n".join(f'  "{name}": {json.dumps(line)}' for name, line in sorted(table[arch].items()))
+        rows.append(f' "{arch}": {{\n{lines}\n }}')
+    path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def _triton_version() -> str:
+    return importlib.metadata.version("triton")
+
+
+def _choose(arch: str, ops: Collection[str], pattern: str, first: bool) -> list[str]:
     """Names of the cases to compile."""
     chosen, kernels = [], set()
     for name, case in find_cases(arch):
-        key = (name.partition("/")[0], case.kernel.__name__)
-        if re.search(pattern, name) and not (first and key in kernels):
+        op = name.partition("/")[0]
+        key = (op, case.kernel.__name__)
+        if (not ops or op in ops) and re.search(pattern, name) and not (first and key in kernels):
             kernels.add(key)
             chosen.append(name)
     return chosen

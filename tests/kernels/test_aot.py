@@ -1,19 +1,22 @@
 """Every kernel compiles ahead of time for every part, as the committed table says. Needs no GPU.
 
 `make aot` compiles all cases for all parts; `make aot-write` also renews the table. A line with spills needs a reason.
+`make aot36` and its table do the same with Triton 3.6.0.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pyrite_kernels.aot import ARCHS, AotResult, judge
+from pyrite_kernels.aot import ARCHS, SHARED_LIMIT_BYTES, AotResult, judge
 
 TABLE = Path(__file__).parent / "aot_table.json"
+TABLES = (TABLE, TABLE.with_name("aot_table_36.json"))
 
 
 @pytest.mark.slow
@@ -47,3 +50,20 @@ LINE = {"registers": 128, "spill_bytes": 0, "shared_bytes": 1024}
 def test_what_is_wrong_is_named(result: AotResult, line: dict[str, object] | None, fault: str | None) -> None:
     faults = judge("sm_89", result, line)
     assert (fault in faults[0] and len(faults) == 1) if fault else not faults
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
+def test_the_committed_lines_are_sound(table: Path) -> None:
+    lines = json.loads(table.read_text())
+    assert lines.pop("triton")
+    assert set(lines) == set(ARCHS)
+    for arch, cases in lines.items():
+        for name, line in cases.items():
+            assert line["shared_bytes"] <= SHARED_LIMIT_BYTES[arch], (arch, name)
+            assert not line["spill_bytes"] or line.get("reason"), (arch, name)
+
+
+def test_a_line_keeps_what_matters() -> None:
+    assert GOOD.line() == LINE
+    spilled = AotResult(255, 8, 1024, matched=("wgmma",), reload_bytes=12).line()
+    assert spilled == {**LINE, "registers": 255, "spill_bytes": 8, "reload_bytes": 12, "has": ["wgmma"]}
