@@ -1,0 +1,1 @@
+"""The benchmarks of the Triton kernels, for `bench/gpu_suite.py` and for `pytest bench/kernels`."""
