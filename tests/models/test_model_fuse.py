@@ -134,7 +134,7 @@ def test_json_is_plain_and_complete(family):
     program = record(load_config(tiny(family)))
     data = json.loads(program.to_json(), parse_constant=pytest.fail)
     assert len(data["ops"]) == len(program.ops)
-    assert data["parameters"][0].keys() == {"name", "kind", "shape", "sources"}
+    assert data["parameters"][0].keys() == {"name", "kind", "shape", "sources", "quant"}
     assert data["ops"][0] == {
         "op": "embed",
         "weight": "embedding",

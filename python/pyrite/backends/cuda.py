@@ -40,7 +40,7 @@ class CudaBackend:
         max_tokens, max_rows, max_seqs: the largest T, R and S of a step.
         max_model_len: the longest sequence, in tokens.
         dtype: "float32", "float16" or "bfloat16": of matrices and activations.
-        kv_dtype: the same three, of keys and values.
+        kv_dtype: of keys and values: `dtype`.
         graphs: whether decode steps are captured in CUDA graphs.
         progress: called with (bytes done, bytes in all) while weights load.
         device: a torch device. "cpu" is for tests (see above).
@@ -48,7 +48,7 @@ class CudaBackend:
     Raises:
         CheckpointError: a tensor is missing or of the wrong shape or dtype.
         CapacityError: weights, KV blocks or scratch do not fit on the device.
-        ConfigError: a dtype of another name.
+        ConfigError: a dtype of another name, or a `kv_dtype` that is not `dtype`.
         BackendError: the device fails.
     """
 
@@ -75,6 +75,13 @@ class CudaBackend:
         self._executor: Executor | None = None
         self._graphs: StepGraphs | None = None
         matrix_dtype, cache_dtype = _torch_dtype("dtype", dtype), _torch_dtype("kv_cache_dtype", kv_dtype)
+        if cache_dtype != matrix_dtype:
+            raise ConfigError(
+                "on a GPU keys and values have the dtype of the matrices",
+                got=kv_dtype,
+                expected=dtype,
+                field="kv_cache_dtype",
+            )
         try:
             with self._on_device():
                 parameters = load_parameters(

@@ -55,7 +55,8 @@ class Executor:
             )
             for slot in program.slots
         ]
-        self._norm_weights = _norm_weights(program, parameters, device)
+        self._head_weights = _head_weights(program, parameters)
+        self.no_slots = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
 
     @property
     def kv_bytes(self) -> int:
@@ -88,39 +89,39 @@ class Executor:
         size = rows * buffer.width * dtype.itemsize
         return self._arena[buffer.slot][:size].view(dtype).view(rows, buffer.width)
 
-    def norm_weight(self, op: ir.RmsNorm | ir.AddRmsNorm | ir.HeadNorm | ir.NormOfHeads, width: int) -> torch.Tensor:
-        """What a norm multiplies by: its weight with the offset and the scale in it, or ones, [width] f32."""
-        return self._norm_weights[_norm_key(op, width)]
+    def heads_options(self, name: str, norm: ir.HeadNorm | ir.NormOfHeads | None) -> dict[str, Any]:
+        """How `qk_norm_rope_store` norms the heads of "q" or "k"."""
+        if norm is None:
+            return {}
+        weight = None if norm.weight is None else self._head_weights[norm.weight, norm.weight_offset]
+        return {f"{name}_eps": norm.eps, f"{name}_weight": weight, f"{name}_factor": norm.scale}
+
+    def rope_options(self, table: int | None) -> dict[str, Any]:
+        """How `qk_norm_rope_store` rotates."""
+        if table is None:
+            return {}
+        return {"inv_freq": self.inv_freq[table], "rope_scale": self.program.rope_tables[table].scale}
+
+    def nowhere(self, head_dim: int) -> torch.Tensor:
+        """A cache for `qk_norm_rope_store` that gets nothing."""
+        return torch.empty((1, 1, 1, head_dim), dtype=self.dtype, device=self.device)
 
     def close(self) -> None:
         """Forget every tensor."""
-        for kept in (self.parameters, self.caches, self._arena, self._norm_weights, self.inv_freq):
+        for kept in (self.parameters, self.caches, self._arena, self._head_weights, self.inv_freq):
             kept.clear()
 
 
-def _norm_key(op: Any, width: int) -> tuple[str | None, float, float, int]:
-    return op.weight, op.weight_offset, getattr(op, "scale", 1.0), width
-
-
-def _norm_weights(
-    program: ir.Program, parameters: dict[str, torch.Tensor], device: torch.device
-) -> dict[tuple[str | None, float, float, int], torch.Tensor]:
-    """The weights of all norms, each once, with offset and scale folded in."""
-    found = {}
+def _head_weights(program: ir.Program, parameters: dict[str, torch.Tensor]) -> dict[tuple[str, float], torch.Tensor]:
+    """The weights of head norms with their offset added, [head_dim] f32, since one launch norms both q and k."""
+    norms: list[ir.HeadNorm | ir.NormOfHeads | None] = []
     for op in program.ops:
-        norms: list[tuple[Any, int]] = []
-        if isinstance(op, ir.RmsNorm | ir.AddRmsNorm):
-            norms.append((op, op.x.width))
-        elif isinstance(op, ir.HeadNorm):
-            norms.append((op, op.head_dim))
+        if isinstance(op, ir.HeadNorm):
+            norms.append(op)
         elif isinstance(op, ir.QkNormRopeStore):
-            norms += [(norm, op.head_dim) for norm in (op.q_norm, op.k_norm) if norm is not None]
-        for norm, width in norms:
-            key = _norm_key(norm, width)
-            stored = None if norm.weight is None else parameters[norm.weight] + norm.weight_offset
-            base = torch.ones(width, dtype=torch.float32, device=device) if stored is None else stored
-            found[key] = base * key[2]
-    return found
+            norms += (op.q_norm, op.k_norm)
+    named = {(norm.weight, norm.weight_offset) for norm in norms if norm is not None and norm.weight is not None}
+    return {(name, offset): parameters[name] + offset for name, offset in named}
 
 
 @dataclasses.dataclass(slots=True)
@@ -157,18 +158,25 @@ def _embed(run: _Running, op: ir.Embed) -> None:
 
 
 def _rms_norm(run: _Running, op: ir.RmsNorm) -> None:
-    weight = run.executor.norm_weight(op, op.x.width)
-    kernels.rms_norm(run.view(op.x), weight, eps=op.eps, out=run.view(op.out))
+    weight, out = run.parameter(op.weight), run.view(op.out)
+    kernels.rms_norm(run.view(op.x), weight, eps=op.eps, weight_offset=op.weight_offset, out=out)
 
 
 def _add_rms_norm(run: _Running, op: ir.AddRmsNorm) -> None:
-    weight = run.executor.norm_weight(op, op.x.width)
-    kernels.rms_norm(run.view(op.y), weight, eps=op.eps, residual=run.view(op.x), out=run.view(op.out))
+    y, weight, x, out = run.view(op.y), run.parameter(op.weight), run.view(op.x), run.view(op.out)
+    kernels.rms_norm(y, weight, eps=op.eps, residual=x, weight_offset=op.weight_offset, out=out)
 
 
 def _head_norm(run: _Running, op: ir.HeadNorm) -> None:
-    weight = run.executor.norm_weight(op, op.head_dim)
-    kernels.head_norm(run.heads(op.x, op.head_dim), weight, eps=op.eps)
+    _heads_alone(run, op, run.executor.heads_options("q", op))
+
+
+def _heads_alone(run: _Running, op: ir.HeadNorm | ir.Rope, options: dict[str, Any]) -> None:
+    """What `qk_norm_rope_store` does to q, done to heads of any kind: nothing is stored."""
+    heads, nowhere = run.heads(op.x, op.head_dim), run.executor.nowhere(op.head_dim)
+    first, rows = heads[:, :1], len(heads)
+    positions, slots = run.step.positions[:rows], run.executor.no_slots[:rows]
+    kernels.qk_norm_rope_store(heads, first, first, nowhere, nowhere, positions, slots, **options)
 
 
 def _linear(run: _Running, op: ir.Linear) -> None:
@@ -185,9 +193,7 @@ def _linear_glu(run: _Running, op: ir.LinearGlu) -> None:
 
 
 def _rope(run: _Running, op: ir.Rope) -> None:
-    scale = run.executor.program.rope_tables[op.table].scale
-    heads = run.heads(op.x, op.head_dim)
-    kernels.rope(heads, run.step.positions, run.executor.inv_freq[op.table], scale=scale)
+    _heads_alone(run, op, run.executor.rope_options(op.table))
 
 
 def _kv_store(run: _Running, op: ir.KvStore) -> None:
@@ -199,9 +205,6 @@ def _kv_store(run: _Running, op: ir.KvStore) -> None:
 
 def _qk_norm_rope_store(run: _Running, op: ir.QkNormRopeStore) -> None:
     executor = run.executor
-    q_weight, k_weight = (
-        None if norm is None else executor.norm_weight(norm, op.head_dim) for norm in (op.q_norm, op.k_norm)
-    )
     k_cache, v_cache = (cache[op.layer] for cache in executor.caches[op.group])
     kernels.qk_norm_rope_store(
         run.heads(op.q, op.head_dim),
@@ -211,12 +214,9 @@ def _qk_norm_rope_store(run: _Running, op: ir.QkNormRopeStore) -> None:
         v_cache,
         run.step.positions,
         run.step.slot_mappings[op.group],
-        q_weight=q_weight,
-        k_weight=k_weight,
-        q_eps=0.0 if op.q_norm is None else op.q_norm.eps,
-        k_eps=0.0 if op.k_norm is None else op.k_norm.eps,
-        inv_freq=None if op.table is None else executor.inv_freq[op.table],
-        rope_scale=1.0 if op.table is None else executor.program.rope_tables[op.table].scale,
+        **executor.heads_options("q", op.q_norm),
+        **executor.heads_options("k", op.k_norm),
+        **executor.rope_options(op.table),
     )
 
 
@@ -237,12 +237,14 @@ def _glu(run: _Running, op: ir.Glu) -> None:
 
 
 def _gate(run: _Running, op: ir.Gate) -> None:
-    kernels.gate(run.view(op.x), run.view(op.gate))
+    x = run.view(op.x)
+    kernels.gate(x, run.view(op.gate), out=x)
 
 
 def _add(run: _Running, op: ir.Add) -> None:
+    """By torch: passes leave at most the last sum of a model, whose norm works on fewer rows."""
     x = run.view(op.x)
-    x.copy_(x.float() + run.view(op.y).float())
+    torch.add(x, run.view(op.y), out=x)
 
 
 def _select_rows(run: _Running, op: ir.SelectRows) -> None:
@@ -250,7 +252,8 @@ def _select_rows(run: _Running, op: ir.SelectRows) -> None:
 
 
 def _logits(run: _Running, op: ir.Logits) -> None:
-    kernels.scale_and_cap(run.view(op.x), multiplier=op.multiplier, soft_cap=op.soft_cap)
+    x = run.view(op.x)
+    kernels.scale_softcap(x, multiplier=op.multiplier, soft_cap=op.soft_cap, out=x)
 
 
 _OPS: dict[type[ir.Op], Callable[[_Running, Any], None]] = {

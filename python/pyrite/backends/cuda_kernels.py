@@ -1,37 +1,31 @@
-"""The table of kernels: which function runs each op of the CUDA backend.
-
-An op moves from its plain torch form to its Triton kernel by one line here.
-"""
+"""The kernels that the CUDA backend launches, each under the name by which the executor calls it."""
 
 from __future__ import annotations
 
-from pyrite_kernels import paged_decode, ragged_prefill, store_kv
-
-from pyrite.backends import cuda_twins as twins
+from pyrite_kernels import (
+    embed,
+    gate,
+    glu,
+    matmul,
+    matmul_glu,
+    paged_decode,
+    qk_norm_rope_store,
+    ragged_prefill,
+    rms_norm,
+    scale_softcap,
+    store_kv,
+)
 
 __all__ = [
     "embed",
     "gate",
     "glu",
-    "head_norm",
     "matmul",
     "matmul_glu",
     "paged_decode",
     "qk_norm_rope_store",
     "ragged_prefill",
     "rms_norm",
-    "rope",
-    "scale_and_cap",
+    "scale_softcap",
     "store_kv",
 ]
-
-matmul = twins.matmul
-matmul_glu = twins.matmul_glu
-rms_norm = twins.rms_norm
-glu = twins.glu
-gate = twins.gate
-embed = twins.embed
-head_norm = twins.head_norm
-rope = twins.rope
-qk_norm_rope_store = twins.qk_norm_rope_store
-scale_and_cap = twins.scale_and_cap

@@ -2,18 +2,20 @@
 
 Slow and obvious on purpose. Each row is computed by itself, so what shares its step cannot reach it. Keys and values
 live in blocks as a `StepPlan` deals them out, so a wrong table or slot shows as a wrong logit; blocks start out as NaN.
+Integer weights are those of `quant/reference.py`, and so is the arithmetic on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 
 from pyrite.errors import BackendError, InternalError
 from pyrite.models import program as ir
+from pyrite.quant.reference import QuantizedMatrix, integer_matmul, quantize
 
 if TYPE_CHECKING:
     from pyrite.weights.reader import Weights
@@ -69,6 +71,8 @@ class TorchReference:
         block_size: tokens per KV block.
         num_blocks: per KV group.
         dtype: of weights, activations and cache: float32, or float64 for a reference of the reference.
+        quantized_inputs: how the inputs of integer weights are taken. "int8": exact integer dots on inputs rounded to
+            int8, as the CPU does; "float": the inputs as they are, times `(code - zero) * scale`, as the GPU does.
     """
 
     def __init__(
@@ -79,22 +83,25 @@ class TorchReference:
         block_size: int,
         num_blocks: Sequence[int],
         dtype: torch.dtype = torch.float32,
+        quantized_inputs: Literal["int8", "float"] = "int8",
     ) -> None:
         self.program = program
         self.dtype = dtype
         self.block_size = block_size
         self.parameters: dict[str, torch.Tensor] = {}
+        self.integers: dict[str, QuantizedMatrix] = {}
         for parameter in program.parameters:
-            parts = [torch.from_numpy(weights.float32(source)).to(dtype) for source in parameter.sources]
-            value = torch.cat(parts)
-            if tuple(value.shape) != parameter.shape:
+            value = np.concatenate([weights.float32(source) for source in parameter.sources])
+            if value.shape != parameter.shape:
                 raise InternalError(
-                    "parameter has the wrong shape",
-                    got=tuple(value.shape),
-                    expected=parameter.shape,
-                    field=parameter.name,
+                    "parameter has the wrong shape", got=value.shape, expected=parameter.shape, field=parameter.name
                 )
-            self.parameters[parameter.name] = value
+            if parameter.quant is not None:
+                matrix = quantize(value, parameter.quant, name=", ".join(parameter.sources))
+                value = matrix.dequantize()
+                if quantized_inputs == "int8":
+                    self.integers[parameter.name] = matrix
+            self.parameters[parameter.name] = torch.from_numpy(value).to(dtype)
         self.inv_freq = [torch.tensor(table.inv_freq, dtype=dtype) for table in program.rope_tables]
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []
         for group, blocks in zip(program.kv_groups, num_blocks, strict=True):
@@ -124,6 +131,7 @@ class TorchReference:
         """Free weights and cache. Idempotent."""
         self._closed = True
         self.parameters.clear()
+        self.integers.clear()
         self.caches.clear()
 
 
@@ -204,11 +212,23 @@ def _head_norm(step: _Step, op: ir.HeadNorm) -> None:
         heads.copy_(_norm(heads, weight, op.eps, op.weight_offset) * op.scale)
 
 
-def _linear(step: _Step, op: ir.Linear) -> None:
+def _products(step: _Step, op: ir.Linear | ir.LinearAdd | ir.LinearGlu) -> Iterable[torch.Tensor]:
+    """`x weight^T + bias`, row after row. A row that is not finite gives NaN on integer weights."""
     weight, bias = step.backend.parameters[op.weight], step.parameter(op.bias)
-    for x, out in step.rows(op.x, op.out):
-        y = torch.mv(weight, x)
-        out.copy_(y if bias is None else y + bias)
+    integers = step.backend.integers.get(op.weight)
+    for (x,) in step.rows(op.x):
+        if integers is None:
+            y = torch.mv(weight, x)
+        elif x.isfinite().all():
+            y = torch.from_numpy(integer_matmul(x[None].float().numpy(), integers)[0]).to(x.dtype)
+        else:
+            y = torch.full((len(weight),), torch.nan, dtype=x.dtype)
+        yield y if bias is None else y + bias
+
+
+def _linear(step: _Step, op: ir.Linear) -> None:
+    for y, (out,) in zip(_products(step, op), step.rows(op.out), strict=True):
+        out.copy_(y)
 
 
 def _rope(step: _Step, op: ir.Rope) -> None:
@@ -277,17 +297,13 @@ def _logits(step: _Step, op: ir.Logits) -> None:
 
 
 def _linear_add(step: _Step, op: ir.LinearAdd) -> None:
-    weight, bias = step.backend.parameters[op.weight], step.parameter(op.bias)
-    for x, residual in step.rows(op.x, op.residual):
-        y = torch.mv(weight, x)
-        residual.copy_(residual + (y if bias is None else y + bias))
+    for y, (residual,) in zip(_products(step, op), step.rows(op.residual), strict=True):
+        residual.copy_(residual + y)
 
 
 def _linear_glu(step: _Step, op: ir.LinearGlu) -> None:
-    weight, bias = step.backend.parameters[op.weight], step.parameter(op.bias)
-    for x, out in step.rows(op.x, op.out):
-        y = torch.mv(weight, x)
-        gate, up = (y if bias is None else y + bias).chunk(2)
+    for y, (out,) in zip(_products(step, op), step.rows(op.out), strict=True):
+        gate, up = y.chunk(2)
         out.copy_(gate / (1 + torch.exp(-gate)) * up)
 
 
@@ -377,14 +393,23 @@ def run_sequence(
     *,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    quantized_inputs: Literal["int8", "float"] = "int8",
 ) -> np.ndarray:
     """Logits of every position of one sequence, [len(token_ids), vocab_size] f32, from a fresh reference backend.
 
     Args:
         chunks: tokens per step, summing to the whole; None runs one step.
+        dtype, quantized_inputs: see `TorchReference`.
     """
     num_blocks = [-(-len(token_ids) // block_size)] * len(program.kv_groups)
-    backend = TorchReference(program, weights, block_size=block_size, num_blocks=num_blocks, dtype=dtype)
+    backend = TorchReference(
+        program,
+        weights,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        dtype=dtype,
+        quantized_inputs=quantized_inputs,
+    )
     windows = [group.window for group in program.kv_groups]
     start, logits = 0, []
     for chunk in [len(token_ids)] if chunks is None else chunks:

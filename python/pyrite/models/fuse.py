@@ -43,7 +43,8 @@ def merge_linears(program: Program) -> Program:
 
     The merged matrix holds the rows of the parts one after the other, the merged buffer their columns, and every view
     of a part is remapped. Each output is still the same dot product: no bit changes. Parts must agree in having a bias,
-    and a weight that another op uses too (a tied embedding) is left alone.
+    and a weight that another op uses too (a tied embedding) is left alone. Schemes are assigned afterwards, so that a
+    merged matrix has one.
     """
     uses = Counter(getattr(op, "weight", None) for op in program.ops)
     parameters = {parameter.name: parameter for parameter in program.parameters}
@@ -100,6 +101,8 @@ def _run_at(program: Program, index: int, uses: Counter[str | None]) -> list[Lin
 
 def _merge(name: str, parts: list[Parameter], replaced: dict[str, Parameter | None]) -> None:
     """Put one parameter in the place of the first part, and nothing in the place of the others."""
+    if any(part.quant is not None for part in parts):
+        raise InternalError("linears are merged before schemes are assigned", field=name)
     replaced.update((part.name, None) for part in parts[1:])
     replaced[parts[0].name] = Parameter(
         name=name,

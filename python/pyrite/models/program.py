@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pyrite.quant.scheme import QuantScheme
 
 RowsOf = Literal["T", "R"]
 
@@ -46,7 +48,8 @@ class Parameter:
     """A weight. Matrices `[out_features, in_features]` keep the checkpoint's dtype; vectors become f32.
 
     `sources` are checkpoint tensors laid one after the other along dimension 0 (q, k and v as one matrix);
-    `source_rows` is what each of them contributes to it, empty when there is one source.
+    `source_rows` is what each of them contributes to it, empty when there is one source. `quant` says that a matrix
+    becomes integers on load, and how; `models/quantize.py` assigns it.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Parameter:
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     source_rows: tuple[int, ...] = ()
+    quant: QuantScheme | None = None
 
     def source_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that each source must have in the checkpoint."""
@@ -331,9 +335,7 @@ class Program:
         `source_rows` stays behind: `weights/mapping.py` has checked them, and the checkpoint's headers say them again.
         """
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["parameters"] = [
-            {k: v for k, v in p.items() if k != "source_rows"} for p in map(dataclasses.asdict, self.parameters)
-        ]
+        data["parameters"] = [_parameter_json(parameter) for parameter in self.parameters]
         data["ops"] = [{"op": op.op, **dataclasses.asdict(op)} for op in self.ops]
         return json.dumps(data, default=dataclasses.asdict)
 
@@ -345,6 +347,14 @@ class Program:
         """
         widths = {rows: sum(slot.width for slot in self.slots if slot.rows == rows) for rows in ("T", "R")}
         return itemsize * widths["T"] * max_tokens + 4 * widths["R"] * max_rows
+
+
+def _parameter_json(parameter: Parameter) -> dict[str, Any]:
+    data = dataclasses.asdict(parameter)
+    del data["source_rows"]
+    if parameter.quant is not None:
+        data["quant"] = {name: getattr(parameter.quant, name) for name in ("bits", "group_size", "symmetric")}
+    return data
 
 
 def assign_slots(program: Program) -> Program:
