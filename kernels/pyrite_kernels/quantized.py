@@ -24,11 +24,13 @@ SLOT_BITS: dict[int, tuple[int, ...]] = {4: (11, 15, 19, 31, 3, 7, 23, 27), 8: (
 WORDS = 16
 TILE_ROWS = 64
 
-FACTORS: dict[int, tuple[float, ...]] = {
-    4: (1.0, 1.04, 1.02, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.86, 0.84, 0.82, 0.8, 0.78, 0.76, 0.74),
-    8: (1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985),
+FACTORS: dict[tuple[int, bool], tuple[float, ...]] = {
+    (4, False): (1.0, 1.04, 1.02, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.86, 0.84, 0.82, 0.8, 0.78, 0.76, 0.74),
+    (4, True): (1.0, 0.98, 0.94, 1.02, 1.12, 0.92, 0.96, 1.04, 0.9, 1.1, 0.88, 1.15, 0.86, 0.84, 0.82, 0.78),
+    (8, False): (1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985),
+    (8, True): (1.0, 1.002, 0.998, 1.004, 0.996, 1.006, 1.008, 0.994),
 }
-"""By bits: the candidates for a group's scale, as factors on its min-max scale."""
+"""By (bits, symmetric): the candidates for a group's scale, as factors on that of its whole range."""
 
 _LANES = 16
 _ROUND_AT_ONCE = 1 << 24  # weights of which candidates are tried at a time
@@ -84,8 +86,8 @@ class QuantizedWeight:
     def quantize(cls, weight: torch.Tensor, *, bits: int, group_size: int, symmetric: bool) -> QuantizedWeight:
         """Quantize a float weight, with the scale of each group that loses least among a fixed list.
 
-        The scale of a group is its min-max scale times one of FACTORS, rounded to f16; the least sum of squared errors
-        wins, the first of equals. All of it is in f32, each operation rounded by itself.
+        The scale of a group is that of its whole range times one of FACTORS, rounded to f16; the least sum of squared
+        errors wins, the first of equals. All of it is in f32, each operation rounded by itself.
 
         Args:
             weight: [out_features, in_features] or [experts, out_features, in_features] f32 | f16 | bf16.
@@ -207,7 +209,7 @@ def _pack_params(scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, gr
 def _round_best(groups: torch.Tensor, bits: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codes u8 [G, group_size], scales f16 [G], zeros u8 [G]) of groups [G, group_size] f32 with the least error."""
     best: list[torch.Tensor] = []
-    for factor in FACTORS[bits]:
+    for factor in FACTORS[bits, symmetric]:
         got = _round(groups, bits, symmetric, torch.tensor(factor, dtype=torch.float32, device=groups.device))
         if not best:
             best = list(got)
@@ -225,8 +227,10 @@ def _round(
     """(codes, scales, zeros, sums of squared errors), all f32, for one factor."""
     most, middle = float((1 << bits) - 1), float(1 << (bits - 1))
     low, high = groups.amin(1).clamp(max=0.0), groups.amax(1).clamp(min=0.0)
-    raw = torch.maximum(-low, high) * factor / (middle - 1.0) if symmetric else (high - low) * factor / most
+    raw = torch.maximum(-low, high) * factor / middle if symmetric else (high - low) * factor / most
     scale = raw.clamp(2.0**-24, 65504.0).to(torch.float16).float()
+    if symmetric:  # codes reach farther below the middle: the largest weight goes there
+        scale = torch.where(high > -low, -scale, scale)
     inverse = 1.0 / scale
     zero = torch.full_like(low, middle) if symmetric else (-low * factor * inverse).round().clamp(0.0, most)
     code = ((groups * inverse[:, None]).round() + zero[:, None]).clamp(0.0, most)

@@ -52,13 +52,13 @@ def test_head4_quantizes_the_head_like_the_layers():
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
 def test_what_does_not_divide_stays_float(scheme):
     program = assign_schemes(record(load_config(tiny("qwen3"))), quantization(scheme))  # 96, 144 and 80 inputs
-    size = quantization(scheme).layers.group_size
+    found = quantization(scheme)
     kept = float_matrices(program)
     assert {p.name for p in kept} >= {"layers.0.down", "layers.0.o"}
-    assert all(p.shape[1] % size for p in kept)
-    assert {p.name for p in program.parameters if p.quant is not None} == (
-        {"head", *(f"layers.{i}.{name}" for i in range(3) for name in ("q+k+v", "gate+up"))} if size == 32 else set()
-    )
+    assert all(p.shape[1] % (found.head if p.name == "head" else found.layers).group_size for p in kept)
+    expected = {f"layers.{i}.{name}" for i in range(3) for name in ("q+k+v", "gate+up")}
+    expected = (expected if found.layers.group_size == 32 else set()) | ({"head"} if found.head.fits(96) else set())
+    assert {p.name for p in program.parameters if p.quant is not None} == expected
 
 
 @pytest.mark.parametrize("name", QUANTIZABLE)
@@ -81,6 +81,6 @@ def test_json_says_how():
     parameters = json.loads(program.to_json())["parameters"]
     found = {p["name"]: p["quant"] for p in parameters}
     assert found["embedding"] == {"bits": 8, "group_size": 64, "symmetric": True}
-    assert found["layers.0.o"] == {"bits": 4, "group_size": 64, "symmetric": False}
+    assert found["layers.0.o"] == {"bits": 4, "group_size": 32, "symmetric": True}
     assert found["final_norm"] is None
     assert all(len(p) == len(dataclasses.fields(program.parameters[0])) - 1 for p in parameters)

@@ -32,7 +32,7 @@ def program_of(name: str, scheme: str):
     return assign_schemes(record(load_config(quantizable(name))), quantization(scheme))
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8", "int4_g32_sym", "int4_g128_head4"])
+@pytest.mark.parametrize("scheme", ["int4", "int8", "int4_g64_asym", "int4_g128_head4"])
 @pytest.mark.parametrize("name", QUANTIZABLE)
 def test_the_cpu_gives_the_oracles_logits(name, scheme):
     program, folder = program_of(name, scheme), quantizable(name)

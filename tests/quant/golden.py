@@ -22,7 +22,7 @@ ROWS, COLUMNS, TOKENS = 8, 256, 3
 def schemes() -> dict[str, QuantScheme]:
     """Every scheme that some quantization uses, and 8 bits with zeros, which the contract allows too."""
     found = {s.name: s for q in QUANTIZATIONS.values() for s in (q.layers, q.head)}
-    return {**found, "int8_asym": QuantScheme("int8_asym", 8, 64, symmetric=False)}
+    return {**found, "int8_g64_asym": QuantScheme("int8_g64_asym", 8, 64, symmetric=False)}
 
 
 def inputs() -> dict[str, np.ndarray]:

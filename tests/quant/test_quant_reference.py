@@ -38,7 +38,7 @@ def squared_errors(matrix: QuantizedMatrix, weight: np.ndarray) -> np.ndarray:
 
 def plain(weight: np.ndarray, scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch) -> QuantizedMatrix:
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "FACTORS", {4: (1.0,), 8: (1.0,)})
+        patch.setattr(reference, "FACTORS", dict.fromkeys(reference.FACTORS, (1.0,)))
         return quantize(weight, scheme)
 
 
@@ -52,10 +52,10 @@ def test_golden_bytes():
 
 def test_the_golden_inputs_reach_every_rule():
     codes = {name: quantize(golden.inputs()["weight"], scheme) for name, scheme in SCHEMES.items()}
-    scales = codes["int4"].scales.astype(np.float32)
+    scales = codes["int4_g64_asym"].scales.astype(np.float32)
     assert (scales == reference.SMALLEST_SCALE).any() and (scales == reference.LARGEST_SCALE).any()
     assert ((scales > reference.SMALLEST_SCALE) & (scales < 2.0**-14)).any()  # subnormal in f16
-    zeros = codes["int4"].zeros
+    zeros = codes["int4_g64_asym"].zeros
     assert zeros is not None and (zeros == 0).any() and (zeros == 15).any() and ((zeros > 0) & (zeros < 15)).any()
 
 
@@ -66,8 +66,9 @@ def test_bounds(scheme: QuantScheme, data: st.DataObject):
     weight = data.draw(weights(2 * scheme.group_size))
     matrix = quantize(weight, scheme)
     assert matrix.codes.dtype == np.uint8 and matrix.codes.max() <= scheme.max_code
-    assert matrix.scales.dtype == np.float16 and np.isfinite(matrix.scales).all() and (matrix.scales > 0).all()
+    assert matrix.scales.dtype == np.float16 and np.isfinite(matrix.scales).all() and (matrix.scales != 0).all()
     assert (matrix.zeros is None) == scheme.symmetric
+    assert scheme.symmetric or (matrix.scales > 0).all()
     assert matrix.zeros is None or matrix.zeros.max() <= scheme.max_code
     assert np.isfinite(matrix.dequantize()).all()
 
@@ -82,6 +83,15 @@ def test_no_worse_than_plain_rounding(scheme: QuantScheme, monkeypatch: pytest.M
         assert (searched <= rounded * (1 + 1e-5) + 1e-44).all()
 
     check()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_weight_of_a_symmetric_group_gets_the_lowest_code(sign: int):
+    weight = sign * np.concatenate([np.linspace(-7, 7, 31), [8]]).astype(np.float32)[None]
+    matrix = quantize(weight, SCHEMES["int4_g32"])
+    assert matrix.codes[0, -1] == 0 and np.sign(matrix.scales[0, 0]) == -sign
+    zeros = quantize(np.zeros((1, 32), np.float32), SCHEMES["int4_g32"])
+    assert (zeros.scales > 0).all() and (zeros.dequantize() == 0).all()
 
 
 @every_scheme
@@ -122,13 +132,13 @@ def test_weights_that_are_no_numbers(bad: float):
     weight = np.zeros((2, 64), np.float32)
     weight[1, 3] = bad
     with pytest.raises(CheckpointError, match=r"layers\.3\.up: NaN or infinite"):
-        quantize(weight, SCHEMES["int4"], name="layers.3.up")
+        quantize(weight, SCHEMES["int4_g64_asym"], name="layers.3.up")
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 96), (2, 0), (1, 2, 64)])
 def test_shapes_without_whole_groups(shape: tuple[int, ...]):
     with pytest.raises(ShapeError, match="multiple of 64"):
-        quantize(np.zeros(shape, np.float32), SCHEMES["int4"])
+        quantize(np.zeros(shape, np.float32), SCHEMES["int4_g64_asym"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -189,7 +199,7 @@ def test_integer_matmul_by_plain_loops(scheme: QuantScheme):
 
 def test_rows_do_not_depend_on_each_other():
     rng = np.random.default_rng(7)
-    matrix = quantize(rng.standard_normal((16, 256)).astype(np.float32), SCHEMES["int4"])
+    matrix = quantize(rng.standard_normal((16, 256)).astype(np.float32), SCHEMES["int4_g64_asym"])
     x = rng.standard_normal((9, 256)).astype(np.float32)
     alone = np.concatenate([integer_matmul(x[i : i + 1], matrix) for i in range(9)])
     assert (integer_matmul(x, matrix) == alone).all()
@@ -208,6 +218,6 @@ def test_activations(x: np.ndarray):
 
 @pytest.mark.parametrize(("x", "bias"), [((2, 64), None), ((128,), None), ((2, 128), (3,))])
 def test_shapes_that_do_not_fit(x: tuple[int, ...], bias: tuple[int, ...] | None):
-    matrix = quantize(np.ones((4, 128), np.float32), SCHEMES["int8"])
+    matrix = quantize(np.ones((4, 128), np.float32), SCHEMES["int8_g64"])
     with pytest.raises(ShapeError, match="does not fit the matrix"):
         integer_matmul(np.ones(x, np.float32), matrix, None if bias is None else np.ones(bias, np.float32))

@@ -15,12 +15,11 @@ from pyrite.quant.schemes import QUANTIZATIONS, quantization
     [
         ("int8", (8, 64, True), (8, 64, True)),
         ("int8_g128", (8, 128, True), (8, 128, True)),
-        ("int4", (4, 64, False), (8, 64, True)),
-        ("int4_g32", (4, 32, False), (8, 32, True)),
-        ("int4_sym", (4, 64, True), (8, 64, True)),
-        ("int4_g128_sym", (4, 128, True), (8, 128, True)),
-        ("int4_head4", (4, 64, False), (4, 64, False)),
-        ("int4_g32_sym_head4", (4, 32, True), (4, 32, True)),
+        ("int4", (4, 32, True), (8, 64, True)),
+        ("int4_g64", (4, 64, True), (8, 64, True)),
+        ("int4_g64_asym", (4, 64, False), (8, 64, True)),
+        ("int4_head4", (4, 32, True), (4, 32, True)),
+        ("int4_g128_asym_head4", (4, 128, False), (4, 128, False)),
     ],
 )
 def test_names(name: str, layers: tuple[int, int, bool], head: tuple[int, int, bool]):
@@ -29,10 +28,15 @@ def test_names(name: str, layers: tuple[int, int, bool], head: tuple[int, int, b
         assert (scheme.bits, scheme.group_size, scheme.symmetric) == expected
 
 
-def test_every_name_is_its_own():
-    assert all(name == found.name for name, found in QUANTIZATIONS.items())
-    assert len({(q.layers, q.head) for q in QUANTIZATIONS.values()}) == len(QUANTIZATIONS)
-    schemes = [s for q in QUANTIZATIONS.values() for s in (q.layers, q.head)]
+def test_short_names_stand_for_full_ones():
+    short = {name: found.name for name, found in QUANTIZATIONS.items() if name != found.name}
+    assert short == {"int8": "int8_g64", "int4": "int4_g32", "int4_head4": "int4_g32_head4"}
+
+
+def test_every_full_name_is_its_own():
+    found = {q.name: q for q in QUANTIZATIONS.values()}
+    assert len({(q.layers, q.head) for q in found.values()}) == len(found)
+    schemes = [s for q in found.values() for s in (q.layers, q.head)]
     assert len({s.name for s in schemes}) == len({dataclasses.astuple(s)[1:] for s in schemes})
 
 
@@ -56,11 +60,12 @@ def test_bad_schemes(field: str, value: object):
 
 
 def test_bytes():
-    assert quantization("int4").layers.packed_bytes(10, 128) == 10 * (64 + 2 * 3)
+    assert quantization("int4").layers.packed_bytes(10, 128) == 10 * (64 + 4 * 2)
+    assert quantization("int4_g64_asym").layers.packed_bytes(10, 128) == 10 * (64 + 2 * 3)
     assert quantization("int8").layers.packed_bytes(10, 128) == 10 * (128 + 2 * 2)
-    assert quantization("int4").layers.to_dict() == {
-        "name": "int4", "bits": 4, "group_size": 64, "symmetric": False, "scale_dtype": "float16",
+    assert quantization("int4_g64_asym").layers.to_dict() == {
+        "name": "int4_g64_asym", "bits": 4, "group_size": 64, "symmetric": False, "scale_dtype": "float16",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="multiple of 64"):
-        quantization("int4").layers.packed_bytes(10, 96)
+        quantization("int4_g64").layers.packed_bytes(10, 96)
     assert not quantization("int4").layers.fits(0)

@@ -3,19 +3,21 @@
 All arithmetic is f32 with each operation rounded by itself (no fused multiply-add unless it says so), in an order that
 vector code can follow, so that another implementation can give the same bytes. `tests/quant/golden.txt` holds some.
 
-How a group `x` of `group_size` weights becomes codes, for each factor of `FACTORS[bits]` in turn:
+How a group `x` of `group_size` weights becomes codes, for each factor of `FACTORS[bits, symmetric]` in turn:
 
 1. `low = min(0, min x)`, `high = max(0, max x)`.
-2. `span = high - low` and `steps = max_code`; symmetric: `span = max(-low, high)` and `steps = middle - 1`.
+2. `span = high - low` and `steps = max_code`; symmetric: `span = max(-low, high)` and `steps = middle`.
 3. `scale = f16(clamp((span * factor) / steps, 2^-24, 65504))`, rounded to nearest even; from here on, its f32 value.
-   The clamp makes every scale positive and finite: a group of zeros, or one too small for f16, needs no other rule.
+   The clamp makes every scale finite and not zero: a group of zeros, or one too small for f16, needs no other rule.
+   Symmetric: the scale is negative if `high > -low`. Codes reach one step farther below the middle than above it, and
+   the sign turns the weight of largest magnitude to that side.
 4. `inverse = 1 / scale`, and `zero = clamp(round((-low * factor) * inverse), 0, max_code)`; symmetric: `middle`.
 5. `code = clamp(round(x * inverse) + zero, 0, max_code)`. `round` is to nearest, ties to even, here and above.
 6. `error`: the sum of `d * d` with `d = (code - zero) * scale - x`, in 16 lanes: lane l sums elements l, l + 16, ...
    ascending from 0, then lanes l and l + 8 are added, then l and l + 4, l + 2, l + 1. It may overflow to infinity.
 
-The factor with the least error wins, the first of equals. The first factor is 1, plain min-max rounding: the search
-can only beat it.
+The factor with the least error wins, the first of equals. The first factor is 1, plain rounding over the whole
+range: the search can only beat it.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ LARGEST_SCALE = np.float32(65504.0)
 ACTIVATION_SPAN = 64
 """Most inputs that share a scale when activations become int8."""
 
-FACTORS: dict[int, tuple[float, ...]] = {
-    4: (1.0, 1.04, 1.02, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.86, 0.84, 0.82, 0.8, 0.78, 0.76, 0.74),
-    8: (1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985),
+FACTORS: dict[tuple[int, bool], tuple[float, ...]] = {
+    (4, False): (1.0, 1.04, 1.02, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.86, 0.84, 0.82, 0.8, 0.78, 0.76, 0.74),
+    (4, True): (1.0, 0.98, 0.94, 1.02, 1.12, 0.92, 0.96, 1.04, 0.9, 1.1, 0.88, 1.15, 0.86, 0.84, 0.82, 0.78),
+    (8, False): (1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985),
+    (8, True): (1.0, 1.002, 0.998, 1.004, 0.996, 1.006, 1.008, 0.994),
 }
-"""By bits: the candidates for a group's scale, as f32 factors on its min-max scale. 0.875 and 0.9921875 let a symmetric
-group reach its lowest code exactly."""
+"""By (bits, symmetric): the candidates for a group's scale, as f32 factors on that of its whole range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def quantize(weight: np.ndarray, scheme: QuantScheme, *, name: str = "weight") -
     scales = np.empty(len(groups), np.float16)
     zeros = np.empty(len(groups), np.uint8)
     least = np.full(len(groups), np.inf, np.float32)
-    for index, factor in enumerate(FACTORS[scheme.bits]):
+    for index, factor in enumerate(FACTORS[scheme.bits, scheme.symmetric]):
         got = _round(groups, scheme, np.float32(factor))
         better = got[3] < least if index else np.ones(len(groups), bool)
         for best, one in zip((codes, scales, zeros, least), got, strict=True):
@@ -109,10 +112,12 @@ def _round(
     most = np.float32(scheme.max_code)
     with np.errstate(over="ignore"):
         if scheme.symmetric:
-            raw = np.maximum(-low, high) * factor / np.float32(scheme.middle - 1)
+            raw = np.maximum(-low, high) * factor / np.float32(scheme.middle)
         else:
             raw = (high - low) * factor / most
         scales = np.clip(raw, SMALLEST_SCALE, LARGEST_SCALE).astype(np.float16)
+        if scheme.symmetric:
+            scales = np.where(high > -low, -scales, scales)
         scale = scales.astype(np.float32)
         inverse = np.float32(1) / scale
         if scheme.symmetric:

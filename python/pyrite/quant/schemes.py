@@ -1,8 +1,9 @@
 """The quantizations by name: the scheme of the layers' matrices, and that of the head.
 
-`int4` and `int8` have groups of 64; `_g32` and `_g128` say another size, `_sym` a zero that is always the middle
-code. `int8` is symmetric: at 8 bits a zero per group buys next to nothing. The head, and an embedding tied to it, has
-8 bits under a 4-bit scheme, since it meets every token's probability directly; `_head4` gives it the layers' scheme.
+`_g32`, `_g64` and `_g128` say how many weights share a scale, `_asym` that each group has a zero of its own. `int4` is
+`int4_g32` and takes 4.5 bits per weight, `int8` is `int8_g64` and takes 8.25. The head, and an embedding tied to it,
+has 8 bits under a 4-bit scheme, in groups of 64 or more, since it meets every token's probability directly; `_head4`
+gives it the layers' scheme.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyrite.errors import ConfigError
-from pyrite.quant.scheme import QuantScheme
+from pyrite.quant.scheme import GROUP_SIZES, QuantScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Quantization:
     """What `quantization="name"` means.
 
     Args:
-        name: as users write it.
+        name: in full.
         layers: the scheme of every matrix of a linear but the head's.
         head: the scheme of the head, and of an embedding tied to it.
     """
@@ -40,20 +41,18 @@ def quantization(name: object) -> Quantization:
 
 
 def _all() -> dict[str, Quantization]:
-    found: dict[str, Quantization] = {}
-    sizes = {"": 64, "_g32": 32, "_g128": 128}
-    eight = {suffix: QuantScheme(f"int8{suffix}", 8, size, symmetric=True) for suffix, size in sizes.items()}
-    for scheme in eight.values():
-        found[scheme.name] = Quantization(scheme.name, scheme, scheme)
-    for symmetric in (False, True):
-        for suffix, size in sizes.items():
-            scheme = QuantScheme(f"int4{suffix}{'_sym' if symmetric else ''}", 4, size, symmetric)
-            found[scheme.name] = Quantization(scheme.name, scheme, eight[suffix])
-    for four in [q for q in found.values() if q.layers.bits == 4]:
-        name = f"{four.name}_head4"
-        found[name] = Quantization(name, four.layers, four.layers)
+    eights = {size: QuantScheme(f"int8_g{size}", 8, size, symmetric=True) for size in GROUP_SIZES}
+    found = {scheme.name: Quantization(scheme.name, scheme, scheme) for scheme in eights.values()}
+    for size in GROUP_SIZES:
+        for symmetric in (True, False):
+            four = QuantScheme(f"int4_g{size}{'' if symmetric else '_asym'}", 4, size, symmetric)
+            found[four.name] = Quantization(four.name, four, eights[max(size, 64)])
+            found[f"{four.name}_head4"] = Quantization(f"{four.name}_head4", four, four)
     return found
 
 
-QUANTIZATIONS: dict[str, Quantization] = _all()
-"""By name, in the order that messages list them."""
+_BY_NAME = _all()
+_SHORT = {"int8": "int8_g64", "int4": "int4_g32", "int4_head4": "int4_g32_head4"}
+
+QUANTIZATIONS: dict[str, Quantization] = {**{name: _BY_NAME[full] for name, full in _SHORT.items()}, **_BY_NAME}
+"""By name, in the order that messages list them; the short names first."""

@@ -12,10 +12,13 @@ const LARGEST_SCALE: f32 = 65504.0;
 /// Smallest f16 that is not subnormal.
 const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
 
-/// Factors on a group's min-max scale, the first of equals wins.
+/// Factors on the scale of a group's whole range, the first of equals wins; `_S` of symmetric formats.
 const FACTORS_4: [f32; 16] =
     [1.0, 1.04, 1.02, 0.98, 0.96, 0.94, 0.92, 0.9, 0.875, 0.86, 0.84, 0.82, 0.8, 0.78, 0.76, 0.74];
+const FACTORS_4_S: [f32; 16] =
+    [1.0, 0.98, 0.94, 1.02, 1.12, 0.92, 0.96, 1.04, 0.9, 1.1, 0.88, 1.15, 0.86, 0.84, 0.82, 0.78];
 const FACTORS_8: [f32; 8] = [1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985];
+const FACTORS_8_S: [f32; 8] = [1.0, 1.002, 0.998, 1.004, 0.996, 1.006, 1.008, 0.994];
 
 /// Quantize one row of finite weights: a code per weight, an f16 scale (its bits) and a zero per group. Zeros are
 /// written for symmetric formats too.
@@ -64,9 +67,11 @@ unsafe fn row<L: Lanes>(
     for ((values, codes), (scale, zero)) in groups.zip(scales.iter_mut().zip(zeros)) {
         // SAFETY: the caller's duty.
         let best = unsafe {
-            match format.bits {
-                4 => search::<L, 16>(values, format, &FACTORS_4),
-                _ => search::<L, 8>(values, format, &FACTORS_8),
+            match (format.bits, format.symmetric) {
+                (4, false) => search::<L, 16>(values, format, &FACTORS_4),
+                (4, true) => search::<L, 16>(values, format, &FACTORS_4_S),
+                (_, false) => search::<L, 8>(values, format, &FACTORS_8),
+                (_, true) => search::<L, 8>(values, format, &FACTORS_8_S),
             }
         };
         // SAFETY: the caller's duty.
@@ -96,11 +101,13 @@ unsafe fn search<L: Lanes, const N: usize>(
 ) -> Candidate {
     let (low, high) = extremes(values);
     let (most, middle) = (f32::from(format.max_code()), f32::from(format.middle()));
-    let (span, steps) = if format.symmetric { (max(-low, high), middle - 1.0) } else { (high - low, most) };
+    let (span, steps) = if format.symmetric { (max(-low, high), middle) } else { (high - low, most) };
     let (mut scales, mut inverses, mut zeros) = ([0f32; N], [0f32; N], [0f32; N]);
     for index in 0..N {
         let scale = max(min(span * factors[index] / steps, LARGEST_SCALE), SMALLEST_SCALE);
-        scales[index] = to_f16_grid(scale);
+        let scale = to_f16_grid(scale);
+        // Codes reach farther below the middle than above it: the largest weight goes there.
+        scales[index] = if format.symmetric && high > -low { -scale } else { scale };
         inverses[index] = 1.0 / scales[index];
         let zero = (-low * factors[index] * inverses[index]).round_ties_even();
         zeros[index] = if format.symmetric { middle } else { max(min(zero, most), 0.0) };
