@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite import attention, linear, small
+from suite import attention, grouped, linear, small
 from suite.core import Bench
 
 MAKERS = (
@@ -12,6 +12,8 @@ MAKERS = (
     linear.matmul_benches,
     linear.glu_benches,
     linear.qmatmul_benches,
+    grouped.grouped_benches,
+    grouped.sort_benches,
     small.norm_benches,
     small.qk_benches,
     small.glu_and_gate_benches,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyrite_kernels.embed.launch import embed
     from pyrite_kernels.gate.launch import gate
     from pyrite_kernels.glu.launch import glu
+    from pyrite_kernels.grouped_matmul.launch import grouped_matmul, sort_by_expert
     from pyrite_kernels.logits.launch import scale_softcap, select_candidates
     from pyrite_kernels.matmul.launch import matmul, matmul_glu
     from pyrite_kernels.paged_decode.launch import paged_decode
@@ -30,6 +31,7 @@ __all__ = [
     "embed",
     "gate",
     "glu",
+    "grouped_matmul",
     "matmul",
     "matmul_glu",
     "paged_decode",
@@ -41,6 +43,7 @@ __all__ = [
     "rms_norm_int8",
     "scale_softcap",
     "select_candidates",
+    "sort_by_expert",
     "store_kv",
 ]
 
@@ -49,6 +52,7 @@ _PUBLIC = {
     "embed": "embed.launch",
     "gate": "gate.launch",
     "glu": "glu.launch",
+    "grouped_matmul": "grouped_matmul.launch",
     "matmul": "matmul.launch",
     "matmul_glu": "matmul.launch",
     "paged_decode": "paged_decode.launch",
@@ -60,6 +64,7 @@ _PUBLIC = {
     "rms_norm_int8": "rms_norm.launch",
     "scale_softcap": "logits.launch",
     "select_candidates": "logits.launch",
+    "sort_by_expert": "grouped_matmul.launch",
     "store_kv": "store_kv.launch",
 }
 

@@ -88,7 +88,8 @@ def _constexprs(arch: str, config: MatmulConfig, bits: int, group_size: int) -> 
     }
 
 
-def _expected(arch: str, dtype: torch.dtype) -> tuple[str, ...]:
+def expected_quantized(arch: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """What the assembly of a product by a quantized weight must have."""
     registers = (LEFT_IN_REGISTERS,) if arch == "sm_90" and dtype.itemsize == 2 else ()
     return expected(arch, dtype) + registers
 
@@ -100,7 +101,9 @@ def _stream_cases(arch: str) -> Iterator[AotCase]:
         config = stream_config(arch, dtype.itemsize, bits, rows)
         name = f"stream_int{bits}_g{group_size}_{TYPE_NAMES[dtype]}_m{rows}"
         constexprs = _constexprs(arch, config, bits, group_size)
-        yield aot_case(name, split_kernel, arch, config, dtype, constexprs, POINTERS, expect=_expected(arch, dtype))
+        yield aot_case(
+            name, split_kernel, arch, config, dtype, constexprs, POINTERS, expect=expected_quantized(arch, dtype)
+        )
 
 
 def _tile_cases(arch: str) -> Iterator[AotCase]:
@@ -119,5 +122,12 @@ def _tile_cases(arch: str) -> Iterator[AotCase]:
                 name = f"tile_int{bits}_{TYPE_NAMES[dtype]}_{config.block_n}x{config.block_m}"
                 name += "" if one_span else "_spans"
                 yield aot_case(
-                    name, tiled_kernel, arch, config, dtype, constexprs, POINTERS, expect=_expected(arch, dtype)
+                    name,
+                    tiled_kernel,
+                    arch,
+                    config,
+                    dtype,
+                    constexprs,
+                    POINTERS,
+                    expect=expected_quantized(arch, dtype),
                 )
