@@ -7,7 +7,7 @@ activations stay float, for every scheme alike. The model then reads held-out do
 in f32, teacher-forced; each position's distribution is compared with the float model's.
 
 Which weights are rounded up is a draw of a lottery, and a small model shows it: so every scheme is measured with
-several cuts of the columns into groups (they are rolled first, and back), and the mean stands beside its standard error.
+several cuts of the columns into groups (they are rolled first, and back), the mean beside its standard error.
 
 Q4_0 and Q8_0 are ggml's `quantize_row_q4_0_ref` and `quantize_row_q8_0_ref` (groups of 32, one f16 scale).
 """
