@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(<!-- bench:begin[^>]*-->\n).*?(<!-- bench:end -->)", re.DO
 
 
 def results(kind: str) -> list[dict[str, Any]]:
-    """All committed results of a kind ("cpu" or "load"), by name."""
+    """All committed results of a kind ("cpu", "load" or "quality"), by name."""
     return [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob(f"{kind}-*.json"))]
 
 
@@ -101,6 +101,34 @@ def speed_table(found: list[dict[str, Any]]) -> str:
     return f"{head}\n\n" + "\n".join(lines) + "\n"
 
 
+def quality_table(found: list[dict[str, Any]]) -> str:
+    """What quantized weights cost in quality, by divergence from the float model."""
+    lines = []
+    for result in found:
+        lines += [
+            f"Quality of quantized weights on the {result['model']} model: {result['tokens']} tokens of "
+            f"{result['documents']} held-out documents, mean over {result['cuts']} cuts into groups, weights alone "
+            "(`bench/quality/weights.py`).",
+            "",
+            "| weights of the layers | bits per weight | weight error | KL to float, 1e-4 nats | 99th percentile | "
+            "same top token | perplexity |",
+            "|" + "---|" * 7,
+        ]
+        for name, row in sorted(result["table"].items(), key=lambda item: -item[1]["bits"]):
+            error = f" ± {1e4 * row['kl_mean_error']:.2f}" if "kl_mean_error" in row else ""
+            cells = [
+                name,
+                f"{row['bits']:g}",
+                f"{100 * row.get('weight_error', 0):.2f} %",
+                f"{1e4 * row['kl_mean']:.2f}{error}",
+                f"{1e4 * row['kl_p99']:.1f}",
+                f"{100 * row['same_top']:.2f} %",
+                f"{row['perplexity']:.4f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
 def result_header(result: dict[str, Any]) -> str:
     """One sentence of where the numbers come from."""
     head = result["header"]
@@ -118,7 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    text = "\n".join(part for part in (speed_table(results("cpu")), load_table(results("load"))) if part)
+    parts = speed_table(results("cpu")), load_table(results("load")), quality_table(results("quality"))
+    text = "\n".join(part for part in parts if part)
     stale = []
     for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
         old = path.read_text()
