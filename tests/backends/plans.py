@@ -13,10 +13,12 @@ from pyrite.backends.cuda import CudaBackend
 from pyrite.backends.torch_ref import TorchReference
 from pyrite.engine.engine import Engine
 from pyrite.models import Program, load_config, record
+from pyrite.models.quantize import assign_schemes
 from pyrite.outputs import RequestOutput
 from pyrite.params import SamplingParams
+from pyrite.quant.schemes import quantization
 from pyrite.request import AdmissionGate, parse_prompts
-from pyrite.weights.reader import Weights
+from pyrite.weights.reader import Weights, open_weights
 from tiny_models import EOS, ORDINARY_IDS, SafetensorsSource, tiny
 
 BLOCK_SIZE = 16
@@ -39,13 +41,14 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([length, seed]).choice(ORDINARY_IDS, length).tolist()
 
 
-def program_of(folder: Path) -> Program:
-    return record(load_config(folder))
+def program_of(folder: Path, scheme: str | None = None) -> Program:
+    program = record(load_config(folder))
+    return program if scheme is None else assign_schemes(program, quantization(scheme))
 
 
-def cuda_backend(folder: Path, **options) -> CudaBackend:
+def cuda_backend(folder: Path, scheme: str | None = None, **options) -> CudaBackend:
     """The CUDA backend on CPU tensors."""
-    program = program_of(folder)
+    program = program_of(folder, scheme)
     sizes = {
         "block_size": BLOCK_SIZE,
         "num_blocks": [NUM_BLOCKS] * len(program.kv_groups),
@@ -57,13 +60,19 @@ def cuda_backend(folder: Path, **options) -> CudaBackend:
         "kv_dtype": "float32",
         "device": "cpu",
     }
-    return CudaBackend(program, Weights(SafetensorsSource(folder)), **{**sizes, **options})
+    return CudaBackend(program, open_weights(folder), **{**sizes, **options})
 
 
-def reference_backend(folder: Path) -> TorchReference:
-    program = program_of(folder)
-    num_blocks = [NUM_BLOCKS] * len(program.kv_groups)
-    return TorchReference(program, Weights(SafetensorsSource(folder)), block_size=BLOCK_SIZE, num_blocks=num_blocks)
+def reference_backend(folder: Path, scheme: str | None = None) -> TorchReference:
+    """The oracle, which takes inputs as they are, as the CUDA backend does."""
+    program = program_of(folder, scheme)
+    return TorchReference(
+        program,
+        Weights(SafetensorsSource(folder)),
+        block_size=BLOCK_SIZE,
+        num_blocks=[NUM_BLOCKS] * len(program.kv_groups),
+        quantized_inputs="float",
+    )
 
 
 class BatchPlan:

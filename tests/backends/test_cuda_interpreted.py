@@ -70,7 +70,7 @@ def test_all_fused_ops_are_in_use():
 
 
 def test_ops_that_are_not_fused_run_too(folder, monkeypatch):
-    monkeypatch.setattr("pyrite.backends.cuda.CUDA_FUSED_OPS", ())
+    monkeypatch.setattr("pyrite.backends.devices.CUDA_FUSED_OPS", ())
     ids, groups = prompt(5), len(program_of(folder).kv_groups)
     backend, reference = cuda_backend(folder), reference_backend(folder)
     assert backend.program == fuse(program_of(folder), ())

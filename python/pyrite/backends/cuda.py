@@ -16,9 +16,8 @@ from pyrite.backends.cuda_executor import Executor
 from pyrite.backends.cuda_graphs import StepGraphs
 from pyrite.backends.cuda_inputs import DeviceStep, StepInputs
 from pyrite.backends.cuda_weights import load_parameters
-from pyrite.backends.devices import CUDA_FUSED_OPS
+from pyrite.backends.devices import cuda_program
 from pyrite.errors import BackendError, CapacityError, ConfigError, PyriteError
-from pyrite.models.fuse import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,18 +34,19 @@ class CudaBackend:
 
     Args:
         program: the recorded model; the fused ops of this backend are put in here.
-        weights: the tensors of the model folder.
+        weights: the tensors of the model folder, on a `_core.Checkpoint` where the program has matrices to quantize.
         num_blocks: KV blocks per group of the program.
         max_tokens, max_rows, max_seqs: the largest T, R and S of a step.
         max_model_len: the longest sequence, in tokens.
         dtype: "float32", "float16" or "bfloat16": of matrices and activations.
         kv_dtype: of keys and values: `dtype`.
         graphs: whether decode steps are captured in CUDA graphs.
+        num_threads: of the host, that quantize weights.
         progress: called with (bytes done, bytes in all) while weights load.
         device: a torch device. "cpu" is for tests (see above).
 
     Raises:
-        CheckpointError: a tensor is missing or of the wrong shape or dtype.
+        CheckpointError: a tensor is missing or of the wrong shape or dtype, or a weight to quantize is not finite.
         CapacityError: weights, KV blocks or scratch do not fit on the device.
         ConfigError: a dtype of another name, or a `kv_dtype` that is not `dtype`.
         BackendError: the device fails.
@@ -66,11 +66,12 @@ class CudaBackend:
         dtype: str,
         kv_dtype: str,
         graphs: bool = True,
+        num_threads: int = 1,
         progress: Callable[[int, int], None] | None = None,
         device: str = "cuda",
     ) -> None:
         self.device = _torch_device(device)
-        self.program = fuse(program, CUDA_FUSED_OPS)
+        self.program = cuda_program(program)
         self._lost: BackendError | None = None
         self._executor: Executor | None = None
         self._graphs: StepGraphs | None = None
@@ -85,7 +86,12 @@ class CudaBackend:
         try:
             with self._on_device():
                 parameters = load_parameters(
-                    self.program, weights, dtype=matrix_dtype, device=self.device, progress=progress
+                    self.program,
+                    weights,
+                    dtype=matrix_dtype,
+                    device=self.device,
+                    num_threads=num_threads,
+                    progress=progress,
                 )
                 self._weight_bytes = sum(value.nbytes for value in parameters.values())
                 self._executor = Executor(

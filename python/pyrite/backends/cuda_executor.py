@@ -13,6 +13,7 @@ from pyrite.models import program as ir
 
 if TYPE_CHECKING:
     from pyrite.backends.cuda_inputs import DeviceStep
+    from pyrite.backends.cuda_weights import Parameters
 
 
 class Executor:
@@ -20,7 +21,7 @@ class Executor:
 
     Args:
         program: fused, with its slots assigned.
-        parameters: by name; matrices [out, in] in `dtype`, vectors in f32.
+        parameters: by name; matrices [out, in] in `dtype` or as integers, vectors in f32.
         dtype: of activations [T, width]; those of [R, width] have it too, except the logits, which are f32.
         kv_dtype: of keys and values.
         max_tokens, max_rows: the largest T and R.
@@ -29,7 +30,7 @@ class Executor:
     def __init__(
         self,
         program: ir.Program,
-        parameters: dict[str, torch.Tensor],
+        parameters: Parameters,
         *,
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
@@ -112,7 +113,7 @@ class Executor:
             kept.clear()
 
 
-def _head_weights(program: ir.Program, parameters: dict[str, torch.Tensor]) -> dict[tuple[str, float], torch.Tensor]:
+def _head_weights(program: ir.Program, parameters: Parameters) -> dict[tuple[str, float], torch.Tensor]:
     """The weights of head norms with their offset added, [head_dim] f32, since one launch norms both q and k."""
     norms: list[ir.HeadNorm | ir.NormOfHeads | None] = []
     for op in program.ops:
@@ -180,12 +181,12 @@ def _heads_alone(run: _Running, op: ir.HeadNorm | ir.Rope, options: dict[str, An
 
 
 def _linear(run: _Running, op: ir.Linear) -> None:
-    kernels.matmul(run.view(op.x), run.parameter(op.weight), bias=run.parameter(op.bias), out=run.view(op.out))
+    kernels.linear(run.view(op.x), run.parameter(op.weight), bias=run.parameter(op.bias), out=run.view(op.out))
 
 
 def _linear_add(run: _Running, op: ir.LinearAdd) -> None:
     x, residual = run.view(op.x), run.view(op.residual)
-    kernels.matmul(x, run.parameter(op.weight), bias=run.parameter(op.bias), residual=residual, out=residual)
+    kernels.linear(x, run.parameter(op.weight), bias=run.parameter(op.bias), residual=residual, out=residual)
 
 
 def _linear_glu(run: _Running, op: ir.LinearGlu) -> None:

@@ -10,14 +10,22 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pyrite.errors import BackendError, ConfigError, PyriteError
+from pyrite.models.fuse import fuse
+
+if TYPE_CHECKING:
+    from pyrite.models.program import Program
+    from pyrite.quant.scheme import QuantScheme
 
 Device = Literal["cpu", "cuda"]
 
 CUDA_FUSED_OPS = ("linear_glu", "linear_add", "qk_norm_rope_store", "add_rms_norm")
 """The fused ops that the CUDA backend has; see `models/fuse.py`."""
+
+CUDA_FLOAT_ONLY = ("linear_glu",)
+"""Those of them that it has for float matrices alone."""
 
 CUDA_RESERVE_BYTES = 256 << 20
 """Device memory left for what no plan counts: CUDA graphs, partial results of attention, the allocator's rounding."""
@@ -71,6 +79,21 @@ def free_device_bytes() -> int:
     except RuntimeError as error:
         raise BackendError("the GPU does not tell its free memory", got=_first_line(error), field="device") from error
     return max(0, free - CUDA_RESERVE_BYTES)
+
+
+def cuda_program(program: Program) -> Program:
+    """The program with the fused ops of the CUDA backend."""
+    return fuse(program, CUDA_FUSED_OPS, float_only=CUDA_FLOAT_ONLY)
+
+
+def cuda_quantized_bytes(scheme: QuantScheme, out_features: int, in_features: int) -> int:
+    """Bytes of an integer matrix on the GPU: `pyrite_kernels.QuantizedWeight.nbytes`, its padding included.
+
+    Tiles of 64 rows and 512 bits of a row's codes, and a word for each row and group of whole tiles.
+    """
+    rows, tile_inputs = -(-out_features // 64) * 64, 512 // scheme.bits
+    inputs = -(-in_features // tile_inputs) * tile_inputs
+    return rows * inputs * scheme.bits // 8 + 4 * rows * inputs // scheme.group_size
 
 
 def _require_cuda(*, packages_first: bool) -> None:

@@ -139,12 +139,13 @@ def _drop_unused_buffers(program: Program) -> Program:
     )
 
 
-def fuse(program: Program, fused_ops: Collection[str]) -> Program:
+def fuse(program: Program, fused_ops: Collection[str], *, float_only: Collection[str] = ()) -> Program:
     """The program with the named fused ops wherever they fit, and scratch slots assigned anew.
 
     Args:
         fused_ops: `op` names among "linear_glu", "linear_add", "qk_norm_rope_store" and "add_rms_norm". The residual of
             a linear is taken by "linear_add" first, so that "add_rms_norm" gets what has another op in between.
+        float_only: those that the backend has for float matrices alone; linears of integers are left as they are.
 
     Raises:
         InternalError: an unknown name.
@@ -152,9 +153,11 @@ def fuse(program: Program, fused_ops: Collection[str]) -> Program:
     unknown = sorted(set(fused_ops) - _PASSES.keys())
     if unknown:
         raise InternalError("no such fused op", got=", ".join(unknown), expected=", ".join(_PASSES))
+    integers = frozenset(parameter.name for parameter in program.parameters if parameter.quant is not None)
     for name, one in _PASSES.items():
         if name in fused_ops:
-            program = dataclasses.replace(program, ops=tuple(one(program)))
+            left = integers if name in float_only else frozenset()
+            program = dataclasses.replace(program, ops=tuple(one(program, left)))
     return assign_slots(_drop_unused_buffers(program))
 
 
@@ -183,11 +186,11 @@ def _buffer_uses(program: Program) -> Counter[int]:
     return uses
 
 
-def _linear_glu(program: Program) -> list[Op]:
-    """A linear whose two halves are gate and up of the next op, and nothing else."""
+def _linear_glu(program: Program, left: frozenset[str]) -> list[Op]:
+    """A linear whose two halves are gate and up of the next op, and nothing else; not those of the weights `left`."""
 
     def make(a: Op, b: Op, uses: Counter[int]) -> Op | None:
-        if not isinstance(a, Linear) or not isinstance(b, Glu) or uses[a.out.buffer] != 2:
+        if not isinstance(a, Linear) or not isinstance(b, Glu) or uses[a.out.buffer] != 2 or a.weight in left:
             return None
         half = a.out.width // 2
         if (b.gate, b.up) != (View(a.out.buffer, 0, half), View(a.out.buffer, half, half)) or a.out.width != 2 * half:
@@ -197,18 +200,20 @@ def _linear_glu(program: Program) -> list[Op]:
     return _fuse_pairs(program, Linear, make)
 
 
-def _linear_add(program: Program) -> list[Op]:
-    """A linear whose output is only added to the residual by the next op."""
+def _linear_add(program: Program, left: frozenset[str]) -> list[Op]:
+    """A linear whose output is only added to the residual by the next op; not those of the weights `left`."""
 
     def make(a: Op, b: Op, uses: Counter[int]) -> Op | None:
         if not isinstance(a, Linear) or not isinstance(b, Add) or b.y != a.out or uses[a.out.buffer] != 2:
+            return None
+        if a.weight in left:
             return None
         return None if b.x.buffer == a.x.buffer else LinearAdd(a.x, b.x, a.weight, a.bias)
 
     return _fuse_pairs(program, Linear, make)
 
 
-def _add_rms_norm(program: Program) -> list[Op]:
+def _add_rms_norm(program: Program, left: frozenset[str]) -> list[Op]:
     """A sum and the norm of that sum."""
 
     def make(a: Op, b: Op, uses: Counter[int]) -> Op | None:
@@ -224,7 +229,7 @@ def _add_rms_norm(program: Program) -> list[Op]:
     return _fuse_pairs(program, Add, make)
 
 
-def _qk_norm_rope_store(program: Program) -> list[Op]:
+def _qk_norm_rope_store(program: Program, left: frozenset[str]) -> list[Op]:
     """The head norms and rotations between the linear and the store, with the store, where attention follows it.
 
     Nothing but the store may use the keys, which stay unrotated in their buffer.
@@ -271,7 +276,7 @@ def _norm_of_heads(op: Op | None) -> NormOfHeads | None:
     return NormOfHeads(op.weight, op.eps, op.weight_offset, op.scale) if isinstance(op, HeadNorm) else None
 
 
-_PASSES: dict[str, Callable[[Program], list[Op]]] = {
+_PASSES: dict[str, Callable[[Program, frozenset[str]], list[Op]]] = {
     "linear_glu": _linear_glu,
     "linear_add": _linear_add,
     "qk_norm_rope_store": _qk_norm_rope_store,
