@@ -1,7 +1,7 @@
 """The Rust core: checkpoints, the CPU executor, the scheduler with its KV blocks, and the sampler."""
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -35,9 +35,9 @@ def read_bandwidth(num_bytes: int, num_threads: int, repeats: int) -> list[float
     """GB/s of `repeats` sequential reads of `num_bytes` shared by `num_threads` threads."""
 
 def peak_flops(kind: str, num_threads: int, repeats: int) -> list[float]:
-    """FLOP/s of register-resident multiply-adds.
+    """Operations per second (a multiply-add is two) of register-resident multiply-adds.
 
-    `kind` is "fp32" or "bf16" (ConfigError where there is no such instruction).
+    `kind` is "fp32", "bf16" or "int8" (ConfigError where there is no such instruction).
     """
 
 def open_checkpoint(folder: str) -> Checkpoint:
@@ -136,6 +136,17 @@ class CpuExecutor:
         Raises:
             BackendError: a worker failed.
             ShapeError: `logits` or the plan does not fit this executor.
+        """
+
+    def start_profile(self) -> None:
+        """Measure every step from here on, from zero."""
+
+    def end_profile(self) -> list[dict[str, Any]]:
+        """What the steps since `start_profile` took, one entry per kind of op; measures no more.
+
+        Keys: `op` (a matrix's name without its layer, or the kind of op), `arithmetic` ("fp32", "bf16", "int8"),
+        `calls`, `seconds` (wall time, barriers included), `bytes` (weights, keys and values, inputs and outputs, each
+        once per call), `operations` (multiply-adds of products, as two). Empty when nothing was measured.
         """
 
     def info(self) -> dict[str, object]:

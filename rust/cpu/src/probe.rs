@@ -16,14 +16,17 @@ pub enum PeakKind {
     Fp32,
     /// VPDPBF16PS.
     Bf16,
+    /// VPDPBUSD: u8 by i8 into i32.
+    Int8,
 }
 
 impl PeakKind {
-    /// The kind of that name: "fp32" or "bf16".
+    /// The kind of that name: "fp32", "bf16" or "int8".
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "fp32" => Some(Self::Fp32),
             "bf16" => Some(Self::Bf16),
+            "int8" => Some(Self::Int8),
             _ => None,
         }
     }
@@ -55,14 +58,20 @@ pub fn read_bandwidth(num_bytes: usize, num_threads: usize, repeats: usize) -> R
     Ok(seconds.into_iter().map(|seconds| bytes.len() as f64 / seconds * 1e-9).collect())
 }
 
-/// FLOP/s of `repeats` runs of register-resident multiply-adds on `num_threads` threads.
+/// Operations per second (a multiply-add is two) of `repeats` runs of register-resident multiply-adds on `num_threads`
+/// threads.
 ///
 /// # Errors
 /// [`CpuError::Config`] where the processor lacks the instruction; [`CpuError::Threads`].
 pub fn peak_flops(kind: PeakKind, num_threads: usize, repeats: usize) -> Result<Vec<f64>, CpuError> {
     let isa = Isa::detect();
-    if kind == PeakKind::Bf16 && !Isa::Avx512Bf16.is_supported() {
-        return Err(CpuError::Config { field: "kind", what: "this processor has no VPDPBF16PS".into() });
+    let missing = match kind {
+        PeakKind::Bf16 if !Isa::Avx512Bf16.is_supported() => Some("VPDPBF16PS"),
+        PeakKind::Int8 if !Isa::Avx512Vnni.is_supported() => Some("VPDPBUSD"),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        return Err(CpuError::Config { field: "kind", what: format!("this processor has no {missing}") });
     }
     let mut pool = Pool::new(num_threads)?;
     let flop = AtomicU64::new(0);
@@ -117,7 +126,7 @@ fn read(bytes: &[u8]) -> u64 {
     words.fold(0, |all, word| all ^ u64::from_le_bytes(word.try_into().unwrap_or([0; 8])))
 }
 
-/// Run the chains; returns how many floating-point operations that were.
+/// Run the chains; returns how many operations that were.
 fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -125,6 +134,11 @@ fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
             // SAFETY: `peak_flops` made sure of the level.
             unsafe { x86::chains_bf16(LINKS) };
             return 16 * 64 * LINKS;
+        }
+        if kind == PeakKind::Int8 {
+            // SAFETY: `peak_flops` made sure of the level.
+            unsafe { x86::chains_int8(LINKS) };
+            return 16 * 128 * LINKS;
         }
         if isa >= Isa::Avx512 {
             // SAFETY: the level was detected.
@@ -218,6 +232,7 @@ mod x86 {
     chains!(chains_avx2, "avx2,fma", ymm_reg, _mm256_set1_ps, "vfmadd231ps", a b c d e f g h i j k l);
     chains!(chains_avx512, "avx512f", zmm_reg, _mm512_set1_ps, "vfmadd231ps", a b c d e f g h i j k l m n o p);
     chains!(chains_bf16, "avx512f,avx512bf16", zmm_reg, _mm512_set1_ps, "vdpbf16ps", a b c d e f g h i j k l m n o p);
+    chains!(chains_int8, "avx512f,avx512vnni", zmm_reg, _mm512_set1_ps, "vpdpbusd", a b c d e f g h i j k l m n o p);
 }
 
 #[cfg(test)]
@@ -246,9 +261,11 @@ mod tests {
     fn peaks_are_measured_where_the_instruction_exists() {
         let got = peak_flops(PeakKind::Fp32, 1, 1).unwrap();
         assert!(got.len() == 1 && got[0] > 1e6, "{got:?}");
-        match peak_flops(PeakKind::Bf16, 1, 1) {
-            Ok(got) => assert!(Isa::Avx512Bf16.is_supported() && got[0] > 1e6),
-            Err(error) => assert!(matches!(error, CpuError::Config { .. })),
+        for (kind, level) in [(PeakKind::Bf16, Isa::Avx512Bf16), (PeakKind::Int8, Isa::Avx512Vnni)] {
+            match peak_flops(kind, 1, 1) {
+                Ok(got) => assert!(level.is_supported() && got[0] > 1e6),
+                Err(error) => assert!(!level.is_supported() && matches!(error, CpuError::Config { .. })),
+            }
         }
     }
 }

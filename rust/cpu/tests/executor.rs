@@ -238,3 +238,24 @@ fn progress_reaches_the_total_and_can_stop_the_load() {
     assert_eq!(calls[calls.len() - 1], (checkpoint.num_bytes(), checkpoint.num_bytes()));
     assert!(matches!(load(&mut |_, _| Err(Interrupted)), Err(CpuError::Interrupted)));
 }
+
+#[test]
+fn a_profile_counts_steps_bytes_and_operations_and_changes_no_bit() {
+    let (_folder, checkpoint) = checkpoint(DType::Bf16);
+    let prompt = tokens(6, 40);
+    let expected = Driver::new(&checkpoint, &config()).run(&[(0, &prompt)]);
+    let mut driver = Driver::new(&checkpoint, &config());
+    assert!(driver.executor.end_profile().is_empty());
+    driver.executor.start_profile();
+    assert_same_bits(&driver.run(&[(0, &prompt)]), &expected, "with a profile");
+    let ops = driver.executor.end_profile();
+    assert!(driver.executor.end_profile().is_empty());
+    let head = ops.iter().find(|op| op.label == "head").unwrap();
+    assert_eq!((head.calls, head.operations), (1, 2 * 40 * (HIDDEN * VOCAB) as u64));
+    assert!(head.bytes >= (2 * HIDDEN * VOCAB + 4 * 40 * (HIDDEN + VOCAB)) as u64);
+    let labels: Vec<&str> = ops.iter().map(|op| op.label.as_str()).collect();
+    assert!(labels.iter().all(|label| !label.starts_with("layers.")), "{labels:?}");
+    assert!(ops.iter().all(|op| op.seconds >= 0.0 && op.calls > 0), "{ops:?}");
+    let attention = ops.iter().find(|op| op.label == "attention").unwrap();
+    assert!(attention.operations > 0 && attention.bytes > 0);
+}

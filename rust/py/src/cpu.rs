@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyrite_cpu::cores;
 use pyrite_cpu::error::CpuError;
-use pyrite_cpu::executor::{Executor, ExecutorConfig};
+use pyrite_cpu::executor::{Executor, ExecutorConfig, OpProfile};
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::probe::{self, PeakKind};
 use pyrite_cpu::program::Program;
@@ -117,6 +117,26 @@ impl CpuExecutor {
         detached(py, || inner.run(&step, logits))
     }
 
+    /// Measure every step from here on.
+    fn start_profile(&mut self) {
+        self.inner.start_profile();
+    }
+
+    /// What the steps took since then, one entry per kind of op; measures no more.
+    fn end_profile<'py>(&mut self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let entry = |op: OpProfile| {
+            let all = PyDict::new(py);
+            all.set_item("op", op.label)?;
+            all.set_item("arithmetic", op.arithmetic.name())?;
+            all.set_item("calls", op.calls)?;
+            all.set_item("seconds", op.seconds)?;
+            all.set_item("bytes", op.bytes)?;
+            all.set_item("operations", op.operations)?;
+            Ok(all)
+        };
+        self.inner.end_profile().into_iter().map(entry).collect()
+    }
+
     /// Instruction level, threads, and bytes of weights, KV blocks and scratch.
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let info = self.inner.info();
@@ -152,7 +172,7 @@ pub(crate) fn read_bandwidth(
     detached(py, || probe::read_bandwidth(num_bytes, num_threads, repeats))
 }
 
-/// FLOP/s of register-resident multiply-adds.
+/// Operations per second of register-resident multiply-adds.
 #[pyfunction]
 pub(crate) fn peak_flops(
     py: Python<'_>,
@@ -160,7 +180,7 @@ pub(crate) fn peak_flops(
     num_threads: usize,
     repeats: usize,
 ) -> PyResult<Vec<f64>> {
-    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16"))?;
+    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16, int8"))?;
     detached(py, || probe::peak_flops(kind, num_threads, repeats))
 }
 

@@ -1,6 +1,7 @@
 //! A packed model with its KV blocks, scratch memory and threads: runs one program, one call per step.
 
 mod compile;
+mod profile;
 mod replay;
 mod step_check;
 
@@ -17,6 +18,8 @@ use crate::tensor::{AlignedBytes, DType, RowsMut};
 use crate::weights::{Progress, Weights};
 
 use compile::{Plan, compile};
+use profile::Profile;
+pub use profile::{Arithmetic, OpProfile};
 use replay::Replay;
 use step_check::GroupLimits;
 
@@ -72,6 +75,9 @@ pub struct Executor {
     limits: Limits,
     groups: Vec<GroupLimits>,
     step_mark: u32,
+    /// One per phase.
+    labels: Vec<String>,
+    profile: Option<Profile>,
 }
 
 /// What the workers share in a step.
@@ -148,9 +154,9 @@ impl Executor {
         let weights = Weights::load(&program, checkpoint, config.weight_dtype, &mut pool, progress)?;
         let windows = program.kv_groups.iter().map(|group| group.window).collect();
         let vocab_size = program.vocab_size;
-        let isa = config.isa;
+        let (isa, labels) = (config.isa, profile::labels(&plan, &program));
         let model = Model { isa, plan, weights, kv, windows, attention, linear, arena, rope, vocab_size };
-        Ok(Self { pool, model, limits, groups, step_mark: 0 })
+        Ok(Self { pool, model, limits, groups, step_mark: 0, labels, profile: None })
     }
 
     /// Run one step: block copies first, then every op. Writes the first R rows of `logits`, `[R, vocab_size]`.
@@ -165,8 +171,26 @@ impl Executor {
         let vocab_size = self.model.vocab_size;
         // SAFETY: the check made sure that R rows fit in the slice, which stays borrowed until the pool is done.
         let logits = unsafe { RowsMut::from_raw(logits.as_mut_ptr(), size.rows, vocab_size, vocab_size) };
-        let replay = Replay { model: &self.model, step, size, logits };
-        self.pool.run(|worker| replay.run(worker))
+        if let Some(profile) = &mut self.profile {
+            profile.begin();
+        }
+        let replay = Replay { model: &self.model, step, size, logits, profile: self.profile.as_ref() };
+        self.pool.run(|worker| replay.run(worker))?;
+        if let Some(profile) = &mut self.profile {
+            profile.end(&self.model, step, size);
+        }
+        Ok(())
+    }
+
+    /// Measure every step from here on, from zero.
+    pub fn start_profile(&mut self) {
+        self.profile = Some(Profile::new(&self.model.plan, &self.labels, &self.model));
+    }
+
+    /// What the steps since [`start_profile`](Self::start_profile) took, and measure no more. Empty when nothing was
+    /// measured.
+    pub fn end_profile(&mut self) -> Vec<OpProfile> {
+        self.profile.take().map_or_else(Vec::new, |profile| profile.ops().to_vec())
     }
 
     /// Level, threads and memory.

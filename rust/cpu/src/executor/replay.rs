@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::compile::{Base, Phase, Place, RowOp};
+use super::profile::Profile;
 use super::step_check::StepSize;
 use crate::ops::attention::{AttentionArgs, attention, copy_blocks, kv_store};
 use crate::ops::elementwise::{add, gate, glu, scale, soft_cap};
@@ -27,6 +28,7 @@ pub(super) struct Replay<'a> {
     pub(super) size: StepSize,
     /// `[R, vocab_size]`, the caller's.
     pub(super) logits: RowsMut<'a>,
+    pub(super) profile: Option<&'a Profile>,
 }
 
 impl<'a> Replay<'a> {
@@ -37,8 +39,11 @@ impl<'a> Replay<'a> {
                 copy_blocks(worker, pool, group.block_copies);
             }
         }
-        for phase in &self.model.plan.phases {
+        for (index, phase) in self.model.plan.phases.iter().enumerate() {
             self.phase(worker, phase);
+            if let (Some(profile), 0) = (self.profile, worker.index()) {
+                profile.stamp(index);
+            }
         }
     }
 

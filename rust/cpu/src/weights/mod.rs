@@ -39,6 +39,17 @@ pub enum Weight {
     Vector(Vec<f32>),
 }
 
+impl Weight {
+    /// Bytes of memory held, padding included.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Matrix(matrix) => matrix.bytes(),
+            Self::Quantized(matrix) => matrix.bytes(),
+            Self::Vector(vector) => size_of_val(&vector[..]),
+        }
+    }
+}
+
 /// A worker's memory for each quantized matrix that it meets, kept for the next piece of the same one.
 type Own = Mutex<Option<(usize, PanelQuantizer)>>;
 
@@ -119,12 +130,7 @@ impl Weights {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        let bytes = |item: &Weight| match item {
-            Weight::Matrix(matrix) => matrix.bytes(),
-            Weight::Quantized(matrix) => matrix.bytes(),
-            Weight::Vector(vector) => size_of_val(&vector[..]),
-        };
-        self.items.iter().map(bytes).sum()
+        self.items.iter().map(Weight::bytes).sum()
     }
 
     /// Store a piece's rows in its matrix.
