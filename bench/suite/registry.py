@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite import attention, grouped, linear, small
+from suite import attention, eight_bit, grouped, linear, small
 from suite.core import Bench
 
 MAKERS = (
@@ -14,6 +14,8 @@ MAKERS = (
     linear.qmatmul_benches,
     grouped.grouped_benches,
     grouped.sort_benches,
+    eight_bit.int8_benches,
+    eight_bit.quantize_rows_benches,
     small.norm_benches,
     small.qk_benches,
     small.glu_and_gate_benches,

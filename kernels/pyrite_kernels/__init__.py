@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from pyrite_kernels.gate.launch import gate
     from pyrite_kernels.glu.launch import glu
     from pyrite_kernels.grouped_matmul.launch import grouped_matmul, sort_by_expert
+    from pyrite_kernels.int8_matmul.launch import int8_matmul
     from pyrite_kernels.logits.launch import scale_softcap, select_candidates
     from pyrite_kernels.matmul.launch import matmul, matmul_glu
     from pyrite_kernels.paged_decode.launch import paged_decode
     from pyrite_kernels.qk_norm_rope_store.launch import qk_norm_rope_store
     from pyrite_kernels.qmatmul.launch import qmatmul
+    from pyrite_kernels.quantize_rows.launch import quantize_rows_fp8, quantize_rows_int8
     from pyrite_kernels.quantized import QuantizedWeight
     from pyrite_kernels.ragged_prefill.launch import ragged_prefill
     from pyrite_kernels.rms_norm.launch import rms_norm, rms_norm_fp8, rms_norm_int8
@@ -32,11 +34,14 @@ __all__ = [
     "gate",
     "glu",
     "grouped_matmul",
+    "int8_matmul",
     "matmul",
     "matmul_glu",
     "paged_decode",
     "qk_norm_rope_store",
     "qmatmul",
+    "quantize_rows_fp8",
+    "quantize_rows_int8",
     "ragged_prefill",
     "rms_norm",
     "rms_norm_fp8",
@@ -53,11 +58,14 @@ _PUBLIC = {
     "gate": "gate.launch",
     "glu": "glu.launch",
     "grouped_matmul": "grouped_matmul.launch",
+    "int8_matmul": "int8_matmul.launch",
     "matmul": "matmul.launch",
     "matmul_glu": "matmul.launch",
     "paged_decode": "paged_decode.launch",
     "qk_norm_rope_store": "qk_norm_rope_store.launch",
     "qmatmul": "qmatmul.launch",
+    "quantize_rows_fp8": "quantize_rows.launch",
+    "quantize_rows_int8": "quantize_rows.launch",
     "ragged_prefill": "ragged_prefill.launch",
     "rms_norm": "rms_norm.launch",
     "rms_norm_fp8": "rms_norm.launch",
