@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyrite.models.registry import register_family
     from pyrite.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from pyrite.params import SamplingParams
+    from pyrite.receipt import QuantizationReport
 
 __all__ = [
     "LLM",
@@ -42,6 +43,7 @@ __all__ = [
     "Logprob",
     "MemoryPlan",
     "PyriteError",
+    "QuantizationReport",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
@@ -60,6 +62,7 @@ _LAZY = {
     "CompletionOutput": "pyrite.outputs",
     "Logprob": "pyrite.outputs",
     "MemoryPlan": "pyrite.memory",
+    "QuantizationReport": "pyrite.receipt",
     "RequestMetrics": "pyrite.outputs",
     "RequestOutput": "pyrite.outputs",
     "SamplingParams": "pyrite.params",

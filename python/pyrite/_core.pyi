@@ -15,6 +15,7 @@ __all__ = [
     "StopMatcher",
     "__version__",
     "cpu_info",
+    "matrix_bytes",
     "open_checkpoint",
     "peak_flops",
     "quantize_tensors",
@@ -29,6 +30,17 @@ def cpu_info() -> dict[str, object]:
     """The processor as pyrite sees it.
 
     Keys: `isa` (level in use), `isa_levels` (supported ones), `physical_cores` (within affinity and cgroup quota).
+    """
+
+def matrix_bytes(rows: int, cols: int, *, dtype: str, quant: tuple[int, int, bool] | None = None) -> int:
+    """Bytes that the CPU executor holds for a matrix `[rows, cols]`, padding included.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16", of floats.
+        quant: (bits, group_size, symmetric) of integers, which `dtype` does not matter to.
+
+    Raises:
+        ConfigError: a value not listed here or in `quantize_tensors`, or columns that do not divide into groups.
     """
 
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int) -> list[float]:

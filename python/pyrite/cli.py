@@ -31,6 +31,7 @@ app = typer.Typer(
 _Model = Annotated[str | None, typer.Option(help="A model folder or Hub id; the starter model when left out.")]
 _Threads = Annotated[int | None, typer.Option(help="Worker threads; the physical cores when left out.")]
 _MaxLen = Annotated[int | None, typer.Option(help="Most tokens of a sequence, prompt included.")]
+_Quantization = Annotated[str | None, typer.Option(help="int4, int8, ...; float weights when left out.")]
 _Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 
 
@@ -79,6 +80,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
     dtype: _Dtype = "auto",
+    quantization: _Quantization = None,
     max_model_len: _MaxLen = None,
     num_threads: _Threads = None,
 ) -> None:
@@ -105,7 +107,8 @@ def generate(
         "stop": stop or None,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    with LLM(model, dtype=dtype, max_model_len=max_model_len, num_threads=num_threads) as llm:
+    settings: Any = {"dtype": dtype, "quantization": quantization, "max_model_len": max_model_len}
+    with LLM(model, **settings, num_threads=num_threads) as llm:
         chat = not raw and llm.has_chat_template
         if system is not None and not chat:
             raise RequestError("a system message needs a chat template", field="--system")
@@ -142,16 +145,19 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: _Dtype = "auto",
+    quantization: _Quantization = None,
     max_model_len: _MaxLen = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run together.")] = 16,
 ) -> None:
     """Describe a model and the memory it would take. Reads headers only."""
-    from pyrite.memory import plan_memory
+    from pyrite.memory import open_for, plan_memory
     from pyrite.settings import EngineConfig
-    from pyrite.source import open_model, resolve_folder
+    from pyrite.source import resolve_folder
 
-    config = EngineConfig(dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
-    model = open_model(resolve_folder(folder))
+    config = EngineConfig(
+        dtype=dtype, quantization=quantization, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+    )
+    model = open_for(resolve_folder(folder), config)
     plan = plan_memory(model, config)
     facts: dict[str, Any] = {
         "folder": str(Path(model.folder).resolve()),
@@ -209,7 +215,7 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
 
 def _shown(name: str, value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return "; ".join(map(str, value))
     if not isinstance(value, int) or isinstance(value, bool):
         return str(value)
     return f"{value:,} ({_size(value)})" if name.endswith("_bytes") else f"{value:,}"

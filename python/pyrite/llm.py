@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,18 +14,19 @@ from tqdm.auto import tqdm
 from pyrite.chat import is_conversation, parse_conversations, refuse_unbuilt, template_variables
 from pyrite.engine.build import build_engine
 from pyrite.errors import ConfigError, RequestError
-from pyrite.memory import plan_memory
+from pyrite.memory import open_for, plan_memory
 from pyrite.models.folder import read_json
 from pyrite.params import SamplingParams
 from pyrite.request import AdmissionGate, RawPrompt, Request, parse_prompts
 from pyrite.settings import EngineConfig, Environment
-from pyrite.source import open_model, resolve_folder
+from pyrite.source import resolve_folder
 from pyrite.text import ChatTemplate, IncrementalDetokenizer, Tokenizer
 from pyrite.text.reasoning import ReasoningFormat, ReasoningSplitter
 
 if TYPE_CHECKING:
     from pyrite.engine.engine import OutputStream
     from pyrite.outputs import RequestOutput
+    from pyrite.receipt import EngineRows, QuantizationReport
     from pyrite.source import OpenModel
 
 _logger = logging.getLogger("pyrite")
@@ -84,15 +86,16 @@ class LLM:
             strict=strict,
         )
         environment = Environment.read()
-        opened = open_model(resolve_folder(model, config.revision), strict=config.strict)
+        opened = open_for(resolve_folder(model, config.revision), config)
         self._folder = opened.folder
         self._tokenizer = _load_tokenizer(opened)
         self._template = _load_template(opened.folder)
         generation = _generation_config(opened.folder)
         plan = plan_memory(opened, config)
         _logger.info("memory plan: %s", plan)
-        self._planned = {name: getattr(plan, name) for name in ("weight_bytes", "kv_bytes", "scratch_bytes")}
+        self._config, self._plan = config, plan
         vocab_size = opened.program.vocab_size
+        vocab_limit = vocab_size if self._tokenizer is None else min(vocab_size, self._tokenizer.vocab_size)
         with tqdm(desc="loading", unit="B", unit_scale=True, delay=1.0, leave=False) as bar:
             self._engine = build_engine(
                 opened,
@@ -100,7 +103,7 @@ class LLM:
                 environment,
                 plan,
                 vocabulary=None if self._tokenizer is None else _Text(self._tokenizer, self._template),
-                vocab_limit=vocab_size if self._tokenizer is None else min(vocab_size, self._tokenizer.vocab_size),
+                vocab_limit=vocab_limit,
                 progress=lambda done, total: _show(bar, done, total),
             )
         self._default_params = _default_params(generation)
@@ -112,6 +115,7 @@ class LLM:
             default_params=self._default_params,
             seed=config.seed,
         )
+        self._vocab_limit = vocab_limit
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -235,7 +239,53 @@ class LLM:
 
     def metrics(self) -> dict[str, float]:
         """Sums over all finished requests, the scheduler's counters and gauges, mean_decode_batch, bytes as planned."""
-        return {**self._engine.metrics(), **self._planned}
+        planned = {name: getattr(self._plan, name) for name in ("weight_bytes", "kv_bytes", "scratch_bytes")}
+        return {**self._engine.metrics(), **planned}
+
+    def quantization_report(
+        self, text: str | Sequence[int] | None = None, *, window_tokens: int = 256
+    ) -> QuantizationReport:
+        """Compare this quantized model with its float model on a text: what the quantization cost.
+
+        The float model is loaded from the same folder, on the same device, and closed again. Other requests may run
+        meanwhile.
+
+        Args:
+            text: what both models read, or its token ids; None takes a text of a few hundred words that comes with
+                pyrite.
+            window_tokens: the text is cut into pieces of so many tokens, each read on its own after a BOS.
+
+        Raises:
+            RequestError: this model is not quantized, or the text is empty or has ids outside the vocabulary.
+            ConfigError: a text, and the model folder has no tokenizer.
+            CapacityError: the float model does not fit in memory beside this one.
+            CheckpointError: the folder has changed.
+            BackendError: the engine is closed, or a model gives NaN.
+        """
+        from pyrite import receipt
+        from pyrite.receipt_text import TEXT
+
+        if self._config.quantization is None:
+            raise RequestError(
+                "this model is not quantized", hint='LLM(model, quantization="int4")', field="quantization"
+            )
+        window_tokens = receipt.check_window_tokens(window_tokens, self._plan.max_model_len - 1)
+        windows = receipt.cut_windows(*self._text_ids(TEXT if text is None else text), window_tokens)
+        config, plan = receipt.plan_float_model(
+            self._folder, self._config, self._plan, max(map(len, windows)), self._vocab_limit
+        )
+        with LLM(self._folder, **dataclasses.asdict(config)) as floats:
+            found = receipt.compare(self._logit_rows(), floats._logit_rows(), windows)
+        return receipt.QuantizationReport(
+            quantization=self._config.quantization,
+            **dataclasses.asdict(found),
+            weight_bytes=self._plan.weight_bytes,
+            float_weight_bytes=plan.weight_bytes,
+            bits_per_weight=8 * self._plan.weight_bytes / self._plan.num_parameters,
+            float_bits_per_weight=8 * plan.weight_bytes / plan.num_parameters,
+            num_parameters=plan.num_parameters,
+            kept_float=self._plan.kept_float,
+        )
 
     def close(self) -> None:
         """Abort what runs and free the memory. Idempotent; also done at exit, and when the object is collected."""
@@ -268,6 +318,22 @@ class LLM:
                 raise
             prompts.append(RawPrompt(place, text=text, add_special_tokens=False, split_reasoning=add_generation_prompt))
         return prompts
+
+    def _text_ids(self, text: str | Sequence[int]) -> tuple[list[int], list[int]]:
+        """(token ids, the BOS that comes before them or nothing) of a text; ids are taken as they are."""
+        if not isinstance(text, str):
+            if not isinstance(text, list | tuple):
+                raise RequestError(
+                    "not a text", got=type(text).__name__, expected="a string or token ids", field="text"
+                )
+            return list(text), []
+        ids, bos = self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.bos_token_id
+        return ids, [bos] if bos is not None and self.tokenizer.encode(text)[:1] == [bos] else []
+
+    def _logit_rows(self) -> EngineRows:
+        from pyrite.receipt import EngineRows
+
+        return EngineRows(self._engine, self._gate, self._vocab_limit)
 
     def _run(self, requests: list[Request], use_tqdm: bool) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(requests)

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pyrite.backends.base import kv_block_bytes
-from pyrite.backends.devices import CUDA_FUSED_OPS, Device, free_device_bytes, resolve_device
+from pyrite.backends.devices import Device, cuda_program, cuda_quantized_bytes, free_device_bytes, resolve_device
 from pyrite.errors import CapacityError, ConfigError
-from pyrite.models.fuse import fuse
 from pyrite.settings import EngineConfig, FloatDtype
 from pyrite.source import open_model, resolve_folder
 from pyrite.system import free_memory_bytes
 
 if TYPE_CHECKING:
-    from pyrite.models.program import KvGroup, Program
+    from pathlib import Path
+
+    from pyrite.models.program import KvGroup, Parameter, Program
     from pyrite.source import OpenModel
     from pyrite.weights.reader import Weights
 
@@ -50,7 +51,9 @@ class MemoryPlan:
         logits_bytes: logits rows of the largest step; taken only as far as rows are asked for.
         capacity_tokens: tokens of sequences, together, that the KV blocks hold for sure.
         device: what it runs on; all bytes are on that device.
-        dtype: of matrices on a GPU; "auto" on the CPU, where each keeps its own.
+        dtype: of float matrices on a GPU; "auto" on the CPU, where each keeps its own.
+        quantization: by name, or None.
+        kept_float: what of the matrices of linears does not divide into the quantization's groups, in words.
     """
 
     architecture: str
@@ -67,6 +70,8 @@ class MemoryPlan:
     capacity_tokens: int
     device: Device
     dtype: str
+    quantization: str | None = None
+    kept_float: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -86,7 +91,16 @@ def plan(model: str | os.PathLike[str] | None = None, **keywords: Any) -> Memory
         CapacityError: it would not fit.
     """
     config = engine_config(keywords)
-    return plan_memory(open_model(resolve_folder(model, config.revision), strict=config.strict), config)
+    return plan_memory(open_for(resolve_folder(model, config.revision), config), config)
+
+
+def open_for(folder: Path, config: EngineConfig) -> OpenModel:
+    """`open_model` with what of a config it depends on.
+
+    Raises:
+        ConfigError, CheckpointError: as `open_model`.
+    """
+    return open_model(folder, strict=config.strict, quantization=config.quantization)
 
 
 def engine_config(keywords: dict[str, Any]) -> EngineConfig:
@@ -118,9 +132,9 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     rows = config.max_logit_rows
     program, dtype, itemsize = model.program, config.dtype, 4
     if device == "cuda":
-        program, dtype = fuse(program, CUDA_FUSED_OPS), matrix_dtype(model.weights, program, config)
+        program, dtype = cuda_program(program), matrix_dtype(model.weights, program, config)
         itemsize = _ITEMSIZE[dtype]
-    weight_bytes, num_parameters = _weights(program, model.weights, dtype)
+    weight_bytes, num_parameters = _weights(program, model.weights, dtype, device)
     scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows, itemsize=itemsize)
     logits = 4 * rows * program.vocab_size
     kv_dtype = kv_cache_dtype(model.weights, program, config)
@@ -131,6 +145,7 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
             "the model does not fit in memory",
             got=f"{on_device} bytes free on {device}",
             expected=weight_bytes + scratch + logits,
+            hint=None if config.quantization else 'quantization="int4" takes about a quarter of 16-bit weights',
         )
     budget = config.kv_cache_memory if config.kv_cache_memory is not None else free // 2
     if budget > free:
@@ -158,6 +173,8 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
         capacity_tokens=capacity,
         device=device,
         dtype=dtype,
+        quantization=config.quantization,
+        kept_float=model.kept_float,
     )
 
 
@@ -178,8 +195,9 @@ def matrix_dtype(weights: Weights, program: Program, config: EngineConfig) -> Fl
     return _SAFETENSORS_DTYPE.get(most, "float32")
 
 
-def _weights(program: Program, weights: Weights, dtype: str) -> tuple[int, int]:
-    """(bytes, number) of all parameters once loaded: matrices in `dtype`, or as stored under "auto"; vectors in f32."""
+def _weights(program: Program, weights: Weights, dtype: str, device: Device) -> tuple[int, int]:
+    """(bytes, number) of all parameters once loaded: float matrices in `dtype`, or as stored under "auto"; vectors in
+    f32."""
     found = weights.tensors()
     num_bytes = number = 0
     for parameter in program.parameters:
@@ -189,8 +207,19 @@ def _weights(program: Program, weights: Weights, dtype: str) -> tuple[int, int]:
             num_bytes += 4 * size
         else:
             stored = _SAFETENSORS_DTYPE.get(found[parameter.sources[0]][0], "float32")
-            num_bytes += size * _ITEMSIZE[stored if dtype == "auto" else dtype]
+            num_bytes += _matrix_bytes(parameter, stored if dtype == "auto" else dtype, device)
     return num_bytes, number
+
+
+def _matrix_bytes(parameter: Parameter, dtype: str, device: Device) -> int:
+    """Bytes of a loaded matrix: `dtype` where it has no scheme."""
+    if device == "cpu":
+        from pyrite.backends.cpu import matrix_bytes
+
+        return matrix_bytes(parameter, dtype)
+    if parameter.quant is not None:
+        return cuda_quantized_bytes(parameter.quant, *parameter.shape)
+    return math.prod(parameter.shape) * _ITEMSIZE[dtype]
 
 
 class _KvSizes:

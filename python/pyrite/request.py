@@ -14,13 +14,16 @@ import hashlib
 import numbers
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyrite.describe import describe
 from pyrite.errors import RequestError
 from pyrite.params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_PROMPTS = 10_000
 MAX_SEQUENCES = 20_000
@@ -71,6 +74,8 @@ class Request:
         stop_token_ids: all ids that end it, the model's own included unless `ignore_eos`.
         seed: of its draws.
         split_reasoning: whether thinking is told apart from the answer.
+        keep_logits: where `params` ask for prompt_logprobs: called on the engine's thread with each position from 1 on
+            and the logits that predict the token there, `[vocab_size]` f32, valid during the call.
     """
 
     prompt: str | None
@@ -80,6 +85,7 @@ class Request:
     stop_token_ids: frozenset[int]
     seed: int
     split_reasoning: bool = False
+    keep_logits: Callable[[int, np.ndarray], None] | None = None
 
 
 class AdmissionGate:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pyrite.describe import describe
 from pyrite.errors import ConfigError
+from pyrite.quant.schemes import quantization
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 FLOAT_DTYPES: tuple[FloatDtype, ...] = ("float32", "float16", "bfloat16")
@@ -73,7 +74,8 @@ class EngineConfig:
             is visible, torch is installed and a first kernel works, and else the CPU.
         dtype: of weight matrices: "auto" keeps the checkpoint's; "float32", "float16", "bfloat16" convert on load. On a
             GPU all matrices and the activations have one dtype, that of most matrices under "auto".
-        quantization: None. Others are not built yet.
+        quantization: None keeps float weights. "int4", "int8" or another name of `pyrite.quant.schemes`: matrices of
+            linears become integers on load. Those whose inputs do not divide into groups stay float, with a warning.
         kv_cache_dtype: "auto" is float32 for a float32 model and bfloat16 or float16 for such a model;
             or one of the three by name.
         kv_cache_memory: bytes for keys and values. None: half of the free memory, or less when that is enough.
@@ -114,9 +116,10 @@ class EngineConfig:
         if isinstance(self.kv_cache_dtype, str) and self.kv_cache_dtype.startswith(("fp8", "int8", "float8")):
             raise _not_built("kv_cache_dtype", self.kv_cache_dtype, '"auto"')
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", *FLOAT_DTYPES))
-        for name in ("quantization", "speculative"):
-            if getattr(self, name) is not None:
-                raise _not_built(name, getattr(self, name), "None")
+        if self.quantization is not None:
+            quantization(self.quantization)
+        if self.speculative is not None:
+            raise _not_built("speculative", self.speculative, "None")
         _check_int("kv_cache_memory", self.kv_cache_memory, 1, _INT63, optional=True)
         _check_int("max_model_len", self.max_model_len, 1, _INT31, optional=True)
         _check_int("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)

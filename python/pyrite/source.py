@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 from pyrite.describe import describe
 from pyrite.errors import ConfigError
 from pyrite.models import load_config, record
+from pyrite.models.quantize import assign_schemes, describe_float_matrices
+from pyrite.quant.schemes import quantization as quantization_of
 from pyrite.weights.mapping import check_tensors
 from pyrite.weights.reader import open_weights
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 STARTER_FOLDER = Path(__file__).parent / "starter"
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "LICENSE*", "README.md")
 """What is fetched of a Hub repository: never pickles, never code."""
+
+_logger = logging.getLogger("pyrite")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -83,7 +88,8 @@ def _fetch(name: str, revision: str | None) -> Path:
 class OpenModel:
     """A model whose headers are checked and whose program is recorded; no weight has been read.
 
-    `skipped` are tensors of the folder that its text model does not need.
+    `skipped` are tensors of the folder that its text model does not need. `kept_float` says, where a quantization was
+    asked for, which matrices do not divide into its groups.
     """
 
     folder: Path
@@ -91,10 +97,15 @@ class OpenModel:
     program: Program
     weights: Weights
     skipped: tuple[str, ...]
+    kept_float: tuple[str, ...] = ()
 
 
-def open_model(folder: Path, *, strict: bool = False) -> OpenModel:
+def open_model(folder: Path, *, strict: bool = False, quantization: str | None = None) -> OpenModel:
     """Read the config, record the program, and check that the tensors of the folder are those of the program.
+
+    Args:
+        strict: unknown keys of the config are errors.
+        quantization: by name; the program's matrices get its schemes.
 
     Raises:
         ConfigError, CheckpointError: the folder cannot be understood or trusted.
@@ -109,4 +120,12 @@ def open_model(folder: Path, *, strict: bool = False) -> OpenModel:
         skippable=family.skippable_tensors,
         tied=(family.head, family.embedding) if config.tie_word_embeddings else None,
     )
-    return OpenModel(folder, config, program, weights, report.skipped)
+    kept_float: tuple[str, ...] = ()
+    if quantization is not None:
+        chosen = quantization_of(quantization)
+        program = assign_schemes(program, chosen)
+        kept_float = describe_float_matrices(program, chosen)
+        if kept_float:
+            listed = "; ".join(kept_float)
+            _logger.warning("%s: inputs do not divide into groups, these stay float: %s", quantization, listed)
+    return OpenModel(folder, config, program, weights, report.skipped, kept_float)

@@ -47,6 +47,19 @@ def test_info(folder):
     assert "MuseGlimmerForConditionalGeneration" in text and "window 17" in text
 
 
+def test_info_says_what_a_quantization_does(folder):
+    facts = json.loads(pyrite("info", folder, "--json", "--quantization", "int4_g32").stdout)
+    assert facts["quantization"] == "int4_g32"
+    assert facts["kept_float"] == [
+        "7 layers.*.o: 144 inputs, groups of 32",
+        "7 layers.*.down: 80 inputs, groups of 32",
+        "1 head: 96 inputs, groups of 64",
+    ]
+    assert facts["weight_bytes"] < json.loads(pyrite("info", folder, "--json").stdout)["weight_bytes"]
+    text = pyrite("info", folder, "--quantization", "int8_g32").stdout
+    assert "7 layers.*.o: 144 inputs, groups of 32; 7 layers.*.down" in text
+
+
 def test_env():
     facts = json.loads(pyrite("env", "--json").stdout)
     assert facts["physical_cores"] >= 1 and facts["isa"] in facts["isa_levels"]

@@ -205,7 +205,7 @@ def test_folder_without_a_tokenizer(tmp_path):
     ("settings", "error", "field"),
     [
         ({"device": "cuda"}, ConfigError, "device"),
-        ({"quantization": "int8"}, ConfigError, "quantization"),
+        ({"quantization": "int5"}, ConfigError, "quantization"),
         ({"speculative": "ngram"}, ConfigError, "speculative"),
         ({"revision": "main"}, ConfigError, "revision"),
         ({"max_model_len": 10**6}, ConfigError, "max_model_len"),

@@ -9,6 +9,7 @@ import pyrite
 from pyrite.memory import MemoryPlan
 from pyrite.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from pyrite.params import SamplingParams
+from pyrite.receipt import QuantizationReport
 from pyrite.settings import EngineConfig
 
 NAMES = [
@@ -22,6 +23,7 @@ NAMES = [
     "Logprob",
     "MemoryPlan",
     "PyriteError",
+    "QuantizationReport",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
@@ -45,6 +47,7 @@ LLM_METHODS = {
     "**chat_options",
     "apply_chat_template": "messages, *, add_generation_prompt=True, chat_template_kwargs=None",
     "metrics": "",
+    "quantization_report": "text=None, *, window_tokens=256",
     "close": "",
     "__enter__": "",
     "__exit__": "*exc",
@@ -62,7 +65,9 @@ FIELDS = {
     RequestMetrics: "queue_ms ttft_ms tpot_ms e2e_ms num_prompt_tokens num_generated_tokens num_cached_tokens "
     "preemptions",
     MemoryPlan: "architecture num_parameters weight_bytes kv_bytes scratch_bytes logits_bytes kv_groups kv_cache_dtype "
-    "block_size max_num_seqs max_model_len capacity_tokens device dtype",
+    "block_size max_num_seqs max_model_len capacity_tokens device dtype quantization kept_float",
+    QuantizationReport: "quantization num_tokens kl_mean kl_max same_top perplexity float_perplexity weight_bytes "
+    "float_weight_bytes bits_per_weight float_bits_per_weight num_parameters kept_float",
 }
 
 

@@ -6,11 +6,13 @@ import math
 
 import pytest
 from pyrite.errors import ConfigError
+from pyrite.quant.schemes import QUANTIZATIONS
 from pyrite.settings import EngineConfig, Environment
 
 BAD = [
     *(("device", v) for v in ("gpu", "", None, 0, "cuda:0")),
     *(("dtype", v) for v in ("int8", "bf16", None, 32)),
+    *(("quantization", v) for v in ("int3", "INT4", "", 4, ["int4"], "awq", True)),
     *(("kv_cache_dtype", v) for v in ("int4", None, 16)),
     *(("kv_cache_memory", v) for v in (0, -1, 1.5, "1GB", True, 2**64, math.inf)),
     *(("max_model_len", v) for v in (0, -1, 2**31, 1.0, "8k", True)),
@@ -25,8 +27,6 @@ BAD = [
 ]
 
 NOT_BUILT = [
-    ("quantization", "int4"),
-    ("quantization", 4),
     ("kv_cache_dtype", "fp8"),
     ("kv_cache_dtype", "int8"),
     ("speculative", {"method": "ngram"}),
@@ -45,6 +45,17 @@ def test_what_is_not_built_says_so(field, value):
     with pytest.raises(ConfigError, match="not built yet") as caught:
         EngineConfig(**{field: value})
     assert caught.value.field == field and caught.value.code == "not_built_yet"
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_every_quantization_has_its_name(name):
+    assert EngineConfig(quantization=name).quantization == name
+
+
+def test_unknown_quantizations_list_the_known_ones():
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig(quantization="q4_k_m")
+    assert all(name in str(caught.value) for name in QUANTIZATIONS)
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])

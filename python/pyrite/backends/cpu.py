@@ -12,7 +12,19 @@ from pyrite.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pyrite.models.program import Program
+    from pyrite.models.program import Parameter, Program
+
+
+def matrix_bytes(parameter: Parameter, dtype: str) -> int:
+    """Bytes that the executor will hold for a matrix, padding included.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16", of a matrix without a scheme.
+    """
+    quant = parameter.quant
+    rows, cols = parameter.shape
+    form = None if quant is None else (quant.bits, quant.group_size, quant.symmetric)
+    return _core.matrix_bytes(rows, cols, dtype=dtype, quant=form)
 
 
 class CpuBackend:
@@ -24,13 +36,13 @@ class CpuBackend:
         num_blocks: KV blocks per group of the program.
         max_tokens, max_rows, max_seqs: the largest T, R and S of a step.
         kv_dtype: "float32", "float16" or "bfloat16".
-        weight_dtype: dtype that matrices are converted to; None keeps the checkpoint's.
+        weight_dtype: dtype that matrices without a scheme are converted to; None keeps the checkpoint's.
         num_threads: workers, the calling thread included.
         isa: forced instruction level; None takes the best one of this processor.
         progress: called with (bytes done, bytes in all) while weights load.
 
     Raises:
-        CheckpointError: a tensor is missing or of the wrong shape or dtype.
+        CheckpointError: a tensor is missing, of the wrong shape or dtype, or to be quantized and not finite.
         CapacityError: weights, KV blocks or scratch do not fit in memory.
     """
 

@@ -62,6 +62,10 @@ def build_engine(
     return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
 
 
+def _num_threads(config: EngineConfig, environment: Environment) -> int:
+    return config.num_threads or environment.num_threads or default_num_threads()
+
+
 def _cpu_backend(
     model: OpenModel,
     config: EngineConfig,
@@ -81,7 +85,7 @@ def _cpu_backend(
         max_seqs=config.max_num_seqs,
         kv_dtype=plan.kv_cache_dtype,
         weight_dtype=None if config.dtype == "auto" else config.dtype,
-        num_threads=config.num_threads or environment.num_threads or default_num_threads(),
+        num_threads=_num_threads(config, environment),
         isa=environment.cpu_isa,
         progress=progress,
     )
@@ -108,5 +112,6 @@ def _cuda_backend(
         dtype=plan.dtype,
         kv_dtype=plan.kv_cache_dtype,
         graphs=environment.cuda_graphs,
+        num_threads=_num_threads(config, environment),
         progress=progress,
     )

@@ -118,11 +118,13 @@ def _prompt_rows(
 ) -> list[PromptRow]:
     """Logprobs of the prompt tokens that these rows predict. The row at position p predicts the token at p + 1."""
     token_ids = handle.request.prompt_token_ids
-    wanted = handle.request.params.prompt_logprobs or 0
+    wanted, keep = handle.request.params.prompt_logprobs or 0, handle.request.keep_logits
     found = []
     for row, position in zip(rows, row_positions, strict=True):
         if handle.wants_prompt_row(position + 1):
             token_id = token_ids[position + 1]
+            if keep is not None:
+                keep(position + 1, logits[row])
             logprob, rank, top = _core.token_logprobs(logits, row, token_id, wanted, completion.vocab_limit)
             found.append((position + 1, token_id, logprob, rank, top))
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections import Counter
 
 from pyrite.models.program import Linear, LinearAdd, LinearGlu, Parameter, Program
 from pyrite.quant.schemes import Quantization
@@ -31,6 +33,19 @@ def float_matrices(program: Program) -> tuple[Parameter, ...]:
     """The matrices of linears that have no scheme. After `assign_schemes`: those that do not divide into groups."""
     linear = _of_linears(program)
     return tuple(p for p in program.parameters if p.quant is None and p.name in linear)
+
+
+def describe_float_matrices(program: Program, quantization: Quantization) -> tuple[str, ...]:
+    """`float_matrices` in words, those of all layers together: `28 layers.*.down: 80 inputs, groups of 32`."""
+    heads = _heads(program)
+
+    def words(parameter: Parameter) -> str:
+        scheme = quantization.head if parameter.name in heads else quantization.layers
+        name = re.sub(r"\.\d+\.", ".*.", parameter.name)
+        return f"{name}: {parameter.shape[1]} inputs, groups of {scheme.group_size}"
+
+    kinds = Counter(map(words, float_matrices(program)))
+    return tuple(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _of_linears(program: Program) -> set[str]:

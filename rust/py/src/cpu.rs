@@ -9,9 +9,10 @@ use pyrite_cpu::executor::{Executor, ExecutorConfig, OpProfile};
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::probe::{self, PeakKind};
 use pyrite_cpu::program::Program;
+use pyrite_cpu::quant::QuantFormat;
 use pyrite_cpu::step::{GroupView, StepView};
 use pyrite_cpu::tensor::DType;
-use pyrite_cpu::weights::Interrupted;
+use pyrite_cpu::weights::{self, Interrupted, MatrixForm};
 
 use crate::buffer::not_contiguous;
 use crate::checkpoint::Checkpoint;
@@ -148,6 +149,27 @@ impl CpuExecutor {
         all.set_item("scratch_bytes", info.scratch_bytes)?;
         Ok(all)
     }
+}
+
+/// Bytes of a loaded matrix: floats of `dtype`, or integers as `quant` = (bits, group_size, symmetric) says.
+#[pyfunction]
+#[pyo3(signature = (rows, cols, *, dtype, quant=None))]
+pub(crate) fn matrix_bytes(
+    rows: usize,
+    cols: usize,
+    dtype: &str,
+    quant: Option<(usize, usize, bool)>,
+) -> PyResult<usize> {
+    let form = match quant {
+        None => MatrixForm::Float(parse_dtype("dtype", dtype)?),
+        Some((bits, group_size, symmetric)) => {
+            let format = QuantFormat { bits, group_size, symmetric };
+            let wrong = |(field, what)| Fault::from(CpuError::Config { field, what });
+            format.check(cols).map_err(wrong)?;
+            MatrixForm::Integer(format)
+        }
+    };
+    Ok(weights::matrix_bytes(rows, cols, form).unwrap_or(usize::MAX))
 }
 
 /// The processor as pyrite sees it.

@@ -13,6 +13,7 @@ use crate::ops::linear::PackedMatrix;
 use crate::ops::qlinear::{PanelQuantizer, QuantizedMatrix};
 use crate::pool::Pool;
 use crate::program::{Parameter, ParameterKind, Program};
+use crate::quant::QuantFormat;
 use crate::tensor::DType;
 
 use pieces::{Piece, Source, cut, fault, find};
@@ -166,16 +167,31 @@ fn parameter_bytes(
     weight_dtype: Option<DType>,
 ) -> Result<usize, CpuError> {
     let sources = find(parameter, checkpoint)?;
-    let size = match (parameter.kind, parameter.quant) {
-        (ParameterKind::Matrix, Some(format)) => {
-            let bytes = QuantizedMatrix::needed_bytes(parameter.shape[0], parameter.shape[1], format);
-            return Ok(bytes.unwrap_or(usize::MAX));
+    let bytes = match (&parameter.shape[..], parameter.kind, parameter.quant) {
+        (&[rows, cols], ParameterKind::Matrix, quant) => {
+            let dtype = matrix_dtype(&sources, weight_dtype);
+            matrix_bytes(rows, cols, quant.map_or(MatrixForm::Float(dtype), MatrixForm::Integer))
         }
-        (ParameterKind::Matrix, None) => matrix_dtype(&sources, weight_dtype).size(),
-        (ParameterKind::Vector, _) => DType::F32.size(),
+        (shape, ..) => shape.iter().try_fold(DType::F32.size(), |bytes, size| bytes.checked_mul(*size)),
     };
-    let elements = parameter.shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size));
-    Ok(elements.saturating_mul(size))
+    Ok(bytes.unwrap_or(usize::MAX))
+}
+
+/// What the weights of a matrix are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatrixForm {
+    /// Floats of this type.
+    Float(DType),
+    /// Integers in this format.
+    Integer(QuantFormat),
+}
+
+/// Bytes of a loaded matrix, padding included; None when they overflow.
+pub fn matrix_bytes(rows: usize, cols: usize, form: MatrixForm) -> Option<usize> {
+    match form {
+        MatrixForm::Float(dtype) => PackedMatrix::needed_bytes(rows, cols, dtype),
+        MatrixForm::Integer(format) => QuantizedMatrix::needed_bytes(rows, cols, format),
+    }
 }
 
 /// The type that a matrix is kept in.

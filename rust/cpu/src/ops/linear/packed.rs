@@ -27,10 +27,14 @@ impl PackedMatrix {
     /// # Errors
     /// [`CpuError::OutOfMemory`] when the system has no such block, or the size overflows.
     pub fn zeroed(rows: usize, cols: usize, dtype: DType) -> Result<Self, CpuError> {
-        let bytes = panel_bytes(cols, dtype)
-            .and_then(|panel| panel.checked_mul(rows.div_ceil(PANEL)))
+        let bytes = Self::needed_bytes(rows, cols, dtype)
             .ok_or(CpuError::OutOfMemory { needed_bytes: usize::MAX })?;
         Ok(Self { data: AlignedBytes::zeroed(bytes)?, rows, cols, dtype })
+    }
+
+    /// Bytes that such a matrix holds; None when they overflow.
+    pub fn needed_bytes(rows: usize, cols: usize, dtype: DType) -> Option<usize> {
+        panel_bytes(cols, dtype)?.checked_mul(rows.div_ceil(PANEL))
     }
 
     /// Output rows.
