@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find rust python kernels -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-rust test-python lint bench aot aot-write aot36 aot36-write wheel clean
+.PHONY: demo test test-rust test-python lint bench bench-gpu aot aot-write aot36 aot36-write wheel clean
 
 demo: $(VENV)/.demo  ## build into .venv and let the starter model speak
 	$(BIN)/pyrite generate "What is 27 + 15?"
@@ -31,6 +31,9 @@ test-python: $(VENV)/.wheel  ## pytest against the installed wheel
 
 bench: $(VENV)/.wheel  ## microbenchmarks; end-to-end ones are described in bench/README.md
 	$(BIN)/python -m pytest bench --benchmark-json bench/results/local.json
+
+bench-gpu: $(VENV)/.wheel  ## is every kernel right on this GPU, and how fast; see bench/README.md
+	$(BIN)/python bench/gpu_suite.py
 
 aot: $(VENV)/.wheel  ## compiles every kernel for every part and compares with the table; needs no GPU
 	$(BIN)/python -m pyrite_kernels.aot --table tests/kernels/aot_table.json

@@ -161,6 +161,7 @@ def describe(bench: Bench) -> dict[str, Any]:
         "op": bench.op,
         "shape": bench.shape,
         "dtype": bench.dtype,
+        "kind": bench.kind,
         "sizes": dict(bench.sizes),
         "bytes": bench.cost.bytes,
         "flops": bench.cost.flops,
