@@ -3,7 +3,7 @@
 //!
 //! Every line of a matmul names the shape, the format, the level and the rows of x, and gives the median and fastest
 //! time; for few rows also GB/s of weights as percent of a read probe on the same threads, interleaved with the case,
-//! whose median is the roof. Weights rotate over more than 256 MB, past the last cache. The lines of the quantizer give
+//! whose median is the roof; at the levels with VPDPBUSD the operations as percent of its peak, measured beside the case. Weights rotate over more than 256 MB, past the last cache. The lines of the quantizer give
 //! millions of weights per second, bf16 rows in the cache to packed panels, one thread. A line runs when it contains every
 //! FILTER; `PYRITE_BENCH_THREADS` sets the workers (default 2).
 
@@ -16,6 +16,7 @@ use pyrite_cpu::isa::Isa;
 use pyrite_cpu::ops::linear::LinearScratch;
 use pyrite_cpu::ops::qlinear::{QuantizedMatrix, qlinear};
 use pyrite_cpu::pool::Pool;
+use pyrite_cpu::probe::{PeakKind, peak_flops};
 use pyrite_cpu::quant::{QuantFormat, quantize_row};
 use pyrite_cpu::tensor::{AlignedBytes, Rows, RowsMut};
 
@@ -151,7 +152,13 @@ impl Bench {
             let (rate, share) = (work / median / 1e9, 100.0 * work / median / roof);
             print!("{rate:.1} GB/s = {share:.0}% of {:.1} (best {:.1}), ", roof / 1e9, work / best / 1e9);
         }
-        println!("{:.0} GOP/s", ops / median / 1e9);
+        print!("{:.0} GOP/s", ops / median / 1e9);
+        if isa >= Isa::Avx512Vnni {
+            let mut peaks = peak_flops(PeakKind::Int8, self.pool.count(), 3).unwrap();
+            let peak = summary(&mut peaks).0;
+            print!(" = {:.0}% of {:.0}", 100.0 * ops / median / peak, peak / 1e9);
+        }
+        println!();
     }
 
     /// Bytes per second that all workers read together, each one contiguous range.

@@ -307,7 +307,12 @@ impl Worker<'_> {
     /// Every worker must make the same sequence of `share` calls with the same `items`. A worker walks its own
     /// contiguous part in ascending order and then helps the others from the back of theirs; which worker
     /// gets an item may differ from run to run, so no result may depend on it.
-    pub fn share(&self, items: usize, mut work: impl FnMut(usize)) {
+    pub fn share(&self, items: usize, work: impl FnMut(usize)) {
+        self.share_then(items, work, || {});
+    }
+
+    /// [`share`](Self::share), and `at_end` on every worker once when it has run out of items, before the barrier.
+    pub fn share_then(&self, items: usize, mut work: impl FnMut(usize), at_end: impl FnOnce()) {
         assert!(items <= MAX_ITEMS, "too many items for one region");
         let region = self.region.get().wrapping_add(1) % 0xffff;
         self.region.set(region);
@@ -319,6 +324,7 @@ impl Worker<'_> {
                 work(item);
             }
         }
+        at_end();
         self.barrier();
     }
 }

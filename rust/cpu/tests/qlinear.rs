@@ -12,8 +12,10 @@ use pyrite_cpu::checkpoint::Checkpoint;
 use pyrite_cpu::error::CpuError;
 use pyrite_cpu::executor::{Executor, ExecutorConfig};
 use pyrite_cpu::isa::Isa;
+use pyrite_cpu::ops::elementwise::{add, glu};
 use pyrite_cpu::ops::linear::LinearScratch;
-use pyrite_cpu::ops::qlinear::{QuantizedMatrix, qlinear};
+use pyrite_cpu::ops::norm::{Norm, rms_norm};
+use pyrite_cpu::ops::qlinear::{QLinear, QuantizedMatrix, Then, prefetch_start, qlinear, qlinear_fused};
 use pyrite_cpu::pool::Pool;
 use pyrite_cpu::program::Program;
 use pyrite_cpu::quant::{QuantFormat, quantize_row, quantize_tensors};
@@ -258,6 +260,78 @@ fn all_forms_levels_and_worker_counts_agree() {
         ] {
             let x: Vec<f32> = numbers(77, tokens * cols);
             check(&Canonical::arbitrary(rows, cols, format, 5), &x, &mut pools, tokens % 2 == 1);
+        }
+    }
+}
+
+/// The ops that `qlinear_fused` takes along, one after another.
+fn unfused(
+    pool: &mut Pool,
+    isa: Isa,
+    x: &[f32],
+    norm: Option<Norm<'_>>,
+    weight: &QuantizedMatrix,
+    bias: Option<&[f32]>,
+    then: Then,
+    out: &mut [f32],
+) {
+    let mut x = x.to_vec();
+    if let Some(norm) = norm {
+        let before = x.clone();
+        for (from, to) in before.chunks(weight.cols()).zip(x.chunks_mut(weight.cols())) {
+            rms_norm(isa, from, norm, to);
+        }
+    }
+    let y = run(pool, isa, &x, weight, bias);
+    let half = weight.rows() / 2;
+    match then {
+        Then::Store => out.copy_from_slice(&y),
+        Then::Add => add(isa, out, &y),
+        Then::Glu => {
+            for (y, out) in y.chunks(2 * half).zip(out.chunks_mut(half)) {
+                glu(isa, &y[..half], &y[half..], out);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_rides_along_changes_no_bit() {
+    let mut pools = pools();
+    let format = |bits, group_size| QuantFormat { bits, group_size, symmetric: group_size == 64 };
+    let shapes = [(64, 128), (192, 256), (640, 384), (2048, 128), (95, 128)];
+    for (case, (rows, cols)) in shapes.into_iter().enumerate() {
+        let matrix =
+            Canonical::arbitrary(rows, cols, format(if case % 2 == 0 { 4 } else { 8 }, 32 << (case % 3)), 6);
+        let (weight, factors, bias) = (matrix.pack(), numbers(1, cols), numbers(2, rows));
+        let norm = Norm { weight: Some(&factors), eps: 1e-6, weight_offset: 1.0, scale: 1.0 };
+        for (tokens, then) in
+            [1, 2, 7, 40].into_iter().flat_map(|t| [Then::Store, Then::Add, Then::Glu].map(|n| (t, n)))
+        {
+            if then == Then::Glu && !QLinear::can_glu(&weight) {
+                continue;
+            }
+            let width = if then == Then::Glu { rows / 2 } else { rows };
+            let (x, before) = (numbers(3, tokens * cols), numbers(4, tokens * width));
+            let norm = (tokens != 2).then_some(norm);
+            let bias = (tokens != 7).then_some(&bias[..]);
+            for isa in levels() {
+                let mut expected = before.clone();
+                unfused(&mut pools[0], isa, &x, norm, &weight, bias, then, &mut expected);
+                for pool in &mut pools {
+                    let mut got = before.clone();
+                    let scratch = LinearScratch::new(tokens, cols, pool.count()).unwrap();
+                    let out = RowsMut::new(&mut got, width);
+                    let what = QLinear { x: Rows::new(&x, cols), norm, weight: &weight, bias, then, out };
+                    pool.run(|worker| {
+                        let at_end = || prefetch_start(worker, isa, &weight, then, tokens);
+                        qlinear_fused(worker, isa, &what, &scratch, at_end);
+                    })
+                    .unwrap();
+                    let what = format!("{isa} {rows}x{cols} M={tokens} {then:?}, {} workers", pool.count());
+                    assert_same_bits(&got, &expected, &what);
+                }
+            }
         }
     }
 }

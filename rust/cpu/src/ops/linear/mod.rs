@@ -46,7 +46,7 @@ const ITEMS_PER_WORKER: usize = 4;
 pub struct LinearScratch {
     activations: AlignedBytes,
     own: AlignedBytes,
-    own_bytes: usize,
+    max_cols: usize,
     num_workers: usize,
 }
 
@@ -59,10 +59,9 @@ impl LinearScratch {
         let refuse = || CpuError::OutOfMemory { needed_bytes: usize::MAX };
         let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
         let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
-        let own_bytes = words.checked_mul(4).ok_or_else(refuse)?;
-        let all_own = own_bytes.checked_mul(num_workers).ok_or_else(refuse)?;
+        let all_own = words.checked_mul(8).and_then(|own| own.checked_mul(num_workers)).ok_or_else(refuse)?;
         let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
-        Ok(Self { activations, own, own_bytes, num_workers })
+        Ok(Self { activations, own, max_cols: words, num_workers })
     }
 
     /// Bytes of memory held.
@@ -80,15 +79,17 @@ impl LinearScratch {
         (self.activations.as_ptr(), self.activations.len())
     }
 
-    /// Bytes of one worker's part.
-    pub(in crate::ops) fn own_bytes(&self) -> usize {
-        self.own_bytes
+    /// Most columns, rounded up to 64.
+    pub(in crate::ops) fn max_cols(&self) -> usize {
+        self.max_cols
     }
 
-    /// The part of one worker.
-    pub(in crate::ops) fn own(&self, worker: usize) -> *mut u8 {
+    /// The part of one worker: a row of f32, and where a row in another order goes, with the bytes there.
+    pub(in crate::ops) fn own(&self, worker: usize) -> (*mut f32, *mut u8, usize) {
+        let half = 4 * self.max_cols;
         // SAFETY: inside the buffer for a worker in range, which the ops assert.
-        unsafe { self.own.as_ptr().add(worker * self.own_bytes) }
+        let first = unsafe { self.own.as_ptr().add(worker * 2 * half) };
+        (first.cast(), first.wrapping_add(half), half)
     }
 }
 
@@ -146,8 +147,8 @@ fn lay_out(
     }
     let spans = cols.div_ceil(SPAN);
     if x.rows() == 1 {
-        let to = scratch.own(worker.index());
-        assert!(2 * cols.next_multiple_of(64) <= scratch.own_bytes, "scratch has too few columns");
+        let (_, to, bytes) = scratch.own(worker.index());
+        assert!(2 * cols.next_multiple_of(64) <= bytes, "scratch has too few columns");
         for span in 0..spans {
             // SAFETY: asserted to fit this worker's own part.
             unsafe {

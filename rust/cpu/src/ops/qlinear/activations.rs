@@ -1,8 +1,8 @@
 //! Activations as int8, in the order in which the tile kernels read them.
 //!
-//! Tokens are cut into tiles of nearly equal size. A tile of `T` tokens is one record per span: `[T]` f32 scales, `[T]`
-//! i32 sums of the integers, negated, then the integers as `[span / 4][T]` dwords of four i8 ([`Form::Bytes`]) or
-//! `[span / 4][2][T]` dwords of two i16, columns 0 and 2, then 1 and 3 ([`Form::Words`]).
+//! Tokens are cut into tiles of nearly equal size. The integers of a tile are `[cols / 64][T][64]` i8, so that one token's
+//! inputs of a span are one cache line and lie at a fixed distance from the next token's. After the integers of all
+//! tokens come the heads, `[tokens][spans]` pairs of an f32 scale and an i32, the negated sum of the span's integers.
 //!
 //! One span of one token: `scale = max|x| / 127`, `q = clamp(round(x / scale), -127, 127)`, ties to even, all f32; a
 //! span whose scale is 0 has q = 0. A span that is not finite has q = 0 and a scale that is not finite: every output of
@@ -10,32 +10,20 @@
 
 use crate::isa::Isa;
 use crate::quant::ACTIVATION_SPAN;
-use crate::tensor::Rows;
 
-/// What the kernels of a level multiply with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    Bytes,
-    Words,
-}
-
-impl Form {
-    pub(super) fn of(isa: Isa) -> Self {
-        match isa {
-            Isa::Avx2 | Isa::Avx512 => Self::Words,
-            Isa::Scalar | Isa::Avx512Vnni | Isa::Avx512Bf16 => Self::Bytes,
-        }
-    }
-}
+/// Bytes of the inputs of one token that lie together.
+pub(super) const LINE: usize = ACTIVATION_SPAN;
+/// Bytes of one scale and sum.
+pub(super) const HEAD_BYTES: usize = 8;
 
 /// The tokens of a call, cut into tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
-    form: Form,
-    tokens: usize,
+    pub(super) tokens: usize,
     pub(super) count: usize,
     span: usize,
-    pub(super) spans: usize,
+    spans: usize,
+    lines: usize,
 }
 
 impl Tiles {
@@ -44,7 +32,7 @@ impl Tiles {
             Isa::Avx2 => 4,
             _ => 6,
         };
-        Self { form: Form::of(isa), tokens, count: tokens.div_ceil(most), span, spans: cols / span }
+        Self { tokens, count: tokens.div_ceil(most), span, spans: cols / span, lines: cols.div_ceil(LINE) }
     }
 
     /// First token and number of tokens of a tile.
@@ -53,101 +41,123 @@ impl Tiles {
         (begin, self.tokens * (tile + 1) / self.count - begin)
     }
 
-    /// Bytes of one token in one record.
-    fn record_bytes(&self) -> usize {
-        8 + self.span * if self.form == Form::Bytes { 1 } else { 2 }
+    /// Bytes of all tokens.
+    pub(super) fn bytes(&self) -> usize {
+        self.tokens * (self.lines * LINE + self.head_stride())
     }
 
-    /// Bytes of one token.
-    pub(super) fn token_bytes(&self) -> usize {
-        self.spans * self.record_bytes()
+    /// Bytes of the heads of one token.
+    pub(super) fn head_stride(&self) -> usize {
+        self.spans * HEAD_BYTES
     }
 
-    /// Byte offset of a tile.
-    pub(super) fn offset(&self, tile: usize) -> usize {
-        self.range(tile).0 * self.token_bytes()
+    /// Byte offsets of a tile's integers and heads.
+    pub(super) fn offsets(&self, tile: usize) -> (usize, usize) {
+        let begin = self.range(tile).0;
+        (begin * self.lines * LINE, self.tokens * self.lines * LINE + begin * self.head_stride())
     }
 
-    /// Quantize the tokens of one tile in one span, and store their record.
+    /// Quantize one token, whose inputs are `x`.
     ///
     /// # Safety
-    /// `to`, where the first tile begins, has room for all tiles; nobody else touches this record; the processor
-    /// supports `isa`.
-    pub(super) unsafe fn store(&self, isa: Isa, x: Rows<'_>, tile: usize, span: usize, to: *mut u8) {
+    /// `to`, where the first tile begins, has room for all tokens; nobody else touches this one; the processor supports
+    /// `isa`.
+    pub(super) unsafe fn store(&self, isa: Isa, x: &[f32], token: usize, to: *mut u8) {
+        debug_assert!(token < self.tokens && x.len() == self.spans * self.span);
+        // The last tile that begins at this token or before it.
+        let tile = ((token + 1) * self.count - 1) / self.tokens;
         let (begin, tokens) = self.range(tile);
-        let record = to.wrapping_add(self.offset(tile) + span * tokens * self.record_bytes());
-        let mut q = [0i8; ACTIVATION_SPAN];
-        for token in 0..tokens {
-            let from = &x.row(begin + token)[span * self.span..][..self.span];
-            // SAFETY: the level is supported.
-            let (scale, sum) = unsafe { quantize(isa, from, &mut q) };
-            let (words, q) = (record.wrapping_add(8 * tokens).cast::<u32>(), &q[..self.span]);
-            // SAFETY: this token's part of the record.
-            unsafe {
-                record.cast::<f32>().add(token).write_unaligned(scale);
-                record.cast::<i32>().add(tokens + token).write_unaligned(-sum);
-                for (step, q) in q.chunks_exact(4).enumerate() {
-                    if self.form == Form::Bytes {
-                        let four = u32::from_ne_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8]);
-                        words.add(step * tokens + token).write_unaligned(four);
-                        continue;
-                    }
-                    for (pair, (low, high)) in [(q[0], q[2]), (q[1], q[3])].into_iter().enumerate() {
-                        let two = i32::from(low) & 0xffff | i32::from(high) << 16;
-                        words.add((2 * step + pair) * tokens + token).write_unaligned(two as u32);
-                    }
-                }
+        let (ints, heads) = self.offsets(tile);
+        let place = Place {
+            ints: to.wrapping_add(ints + (token - begin) * LINE),
+            line_stride: tokens * LINE,
+            heads: to.wrapping_add(heads + (token - begin) * self.head_stride()),
+            span: self.span,
+        };
+        // SAFETY: this token's parts; the level is supported.
+        unsafe { quantize(isa, x, place) }
+    }
+}
+
+/// Where one token goes.
+#[derive(Clone, Copy)]
+struct Place {
+    ints: *mut u8,
+    line_stride: usize,
+    heads: *mut u8,
+    span: usize,
+}
+
+/// Quantize one token.
+///
+/// # Safety
+/// The place is good for the token; the processor supports `isa`.
+unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        unsafe fn avx512(x: &[f32], to: Place) {
+            // SAFETY: the caller's duty.
+            unsafe { quantize_token(x, to) }
+        }
+        #[target_feature(enable = "avx2")]
+        unsafe fn avx2(x: &[f32], to: Place) {
+            // SAFETY: the caller's duty.
+            unsafe { quantize_token(x, to) }
+        }
+        match isa {
+            Isa::Scalar => {}
+            // SAFETY: the caller's duty.
+            Isa::Avx2 => return unsafe { avx2(x, to) },
+            // SAFETY: the caller's duty.
+            _ => return unsafe { avx512(x, to) },
+        }
+    }
+    let _ = isa;
+    // SAFETY: the caller's duty.
+    unsafe { quantize_token(x, to) }
+}
+
+#[inline(always)]
+unsafe fn quantize_token(x: &[f32], to: Place) {
+    let Place { ints, line_stride, heads, span } = to;
+    // SAFETY: the caller's duty. A half span is the first or the second half of a line.
+    unsafe {
+        if span == ACTIVATION_SPAN {
+            for (index, x) in x.as_chunks::<ACTIVATION_SPAN>().0.iter().enumerate() {
+                let head = heads.add(index * HEAD_BYTES);
+                quantize_span(x, ints.add(index * line_stride).cast(), head);
+            }
+        } else {
+            for (index, x) in x.as_chunks::<{ ACTIVATION_SPAN / 2 }>().0.iter().enumerate() {
+                let ints = ints.add(index / 2 * line_stride + index % 2 * (LINE / 2));
+                quantize_span(x, ints.cast(), heads.add(index * HEAD_BYTES));
             }
         }
     }
 }
 
-/// Quantize one span; returns its scale and the sum of its integers.
-///
-/// # Safety
-/// The processor supports `isa`.
-unsafe fn quantize(isa: Isa, x: &[f32], q: &mut [i8; ACTIVATION_SPAN]) -> (f32, i32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-        fn avx512(x: &[f32], q: &mut [i8; ACTIVATION_SPAN]) -> (f32, i32) {
-            quantize_span(x, q)
-        }
-        #[target_feature(enable = "avx2")]
-        fn avx2(x: &[f32], q: &mut [i8; ACTIVATION_SPAN]) -> (f32, i32) {
-            quantize_span(x, q)
-        }
-        match isa {
-            Isa::Scalar => {}
-            // SAFETY: the caller's duty.
-            Isa::Avx2 => return unsafe { avx2(x, q) },
-            // SAFETY: the caller's duty.
-            _ => return unsafe { avx512(x, q) },
-        }
-    }
-    let _ = isa;
-    quantize_span(x, q)
-}
-
 /// The definition, compiled once per level: every operation is rounded by itself, so all levels agree.
 #[inline(always)]
-fn quantize_span(x: &[f32], q: &mut [i8; ACTIVATION_SPAN]) -> (f32, i32) {
+unsafe fn quantize_span<const SPAN: usize>(x: &[f32; SPAN], to: *mut [i8; SPAN], head: *mut u8) {
     // The bits of magnitudes are in the order of their values, infinity and NaN above all others.
     let largest = x.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
     let scale = f32::from_bits(largest) / 127.0;
-    if scale == 0.0 || !scale.is_finite() {
-        q.fill(0);
-        return (scale, 0);
+    let mut whole = [0i32; SPAN];
+    if scale != 0.0 && scale.is_finite() {
+        for (whole, value) in whole.iter_mut().zip(x) {
+            let rounded = (value / scale).round_ties_even();
+            let low = if rounded > -127.0 { rounded } else { -127.0 };
+            let clamped = if low < 127.0 { low } else { 127.0 };
+            // SAFETY: a whole number from -127 to 127.
+            *whole = unsafe { clamped.to_int_unchecked() };
+        }
     }
-    let mut sum = 0;
-    for (q, value) in q.iter_mut().zip(x) {
-        let rounded = (value / scale).round_ties_even();
-        let low = if rounded > -127.0 { rounded } else { -127.0 };
-        let clamped = if low < 127.0 { low } else { 127.0 };
-        // SAFETY: a whole number from -127 to 127.
-        let whole: i32 = unsafe { clamped.to_int_unchecked() };
-        sum += whole;
-        *q = whole as i8;
+    let sum: i32 = whole.iter().sum();
+    // SAFETY: the span's place, promised by the caller.
+    unsafe {
+        to.write(whole.map(|whole| whole as i8));
+        head.cast::<f32>().write_unaligned(scale);
+        head.add(4).cast::<i32>().write_unaligned(-sum);
     }
-    (scale, sum)
 }

@@ -3,11 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{Level, panel};
+use super::kernel::{Level, panels};
 use super::packed::PANEL;
 use super::tile::Tile;
 
-/// Codes are widened to 16 bits and multiplied by VPMADDWD: VPMADDUBSW would saturate on codes of 8 bits.
+/// Products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
 
 // The functions below are the trait's: their safety is the caller's duty.
@@ -16,7 +16,10 @@ impl Level for Words {
     type Int = __m256i;
     type Float = __m256;
     const WIDTH: usize = 8;
-    const PARTS: usize = 2;
+    /// Codes of 4 bits, or magnitude and value of codes of 8 bits less 128: with them no pair of products leaves 16 bits.
+    type Codes = (__m256i, __m256i);
+    const NARROW: bool = true;
+    const OFFSET: i32 = 128;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> __m256i {
@@ -27,25 +30,29 @@ impl Level for Words {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn parts(codes: __m256i, bits: usize) -> [__m256i; 4] {
+    unsafe fn codes<const BITS: usize>(line: __m256i) -> [(__m256i, __m256i); 2] {
         unsafe {
-            if bits == 8 {
-                let even = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-                let odd = _mm256_srli_epi16::<8>(codes);
-                return [even, odd, odd, odd];
+            if BITS == 4 {
+                let low = _mm256_set1_epi8(15);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
+                return [_mm256_and_si256(line, low), high].map(|half| (half, half));
             }
-            let low = _mm256_set1_epi16(15);
-            [
-                _mm256_and_si256(codes, low),
-                _mm256_and_si256(_mm256_srli_epi16::<8>(codes), low),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low),
-                _mm256_srli_epi16::<12>(codes),
-            ]
+            let signed = _mm256_xor_si256(line, _mm256_set1_epi8(-128));
+            [(_mm256_abs_epi8(signed), signed); 2]
         }
     }
     #[inline(always)]
-    unsafe fn dot(sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
-        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x)) }
+    unsafe fn dot<const BITS: usize>(sum: __m256i, codes: (__m256i, __m256i), x: __m256i) -> __m256i {
+        unsafe {
+            if BITS == 4 {
+                return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes.0, x));
+            }
+            Self::fold(sum, _mm256_maddubs_epi16(codes.0, _mm256_sign_epi8(x, codes.1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn fold(sum: __m256i, narrow: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
     }
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> __m256i {
@@ -54,6 +61,10 @@ impl Level for Words {
     #[inline(always)]
     unsafe fn mul16(x: __m256i, y: __m256i) -> __m256i {
         unsafe { _mm256_madd_epi16(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn sub(x: __m256i, y: __m256i) -> __m256i {
+        unsafe { _mm256_sub_epi32(x, y) }
     }
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -102,19 +113,19 @@ impl Level for Words {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn whole<const BITS: usize>(tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe { panel::<Words, BITS, { PANEL / 8 }, 1>(tile, 0) }
+    unsafe { panels::<Words, BITS, 1, { PANEL / 8 }, 1>(tile, 0) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn halves<const BITS: usize, const T: usize>(tile: &Tile) {
     // SAFETY: the caller's duty.
     unsafe {
-        panel::<Words, BITS, 2, T>(tile, 0);
-        panel::<Words, BITS, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
+        panels::<Words, BITS, 1, 2, T>(tile, 0);
+        panels::<Words, BITS, 1, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
     }
 }
 
-/// At most 4 tokens times one panel, records in words.
+/// At most 4 tokens times one panel.
 ///
 /// # Safety
 /// As [`super::tile::scalar`], and the processor has AVX2, FMA and F16C.

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{Level, panel};
+use super::kernel::{Level, panels};
 use super::tile::Tile;
 
-/// AVX-512 F, BW, VL and DQ: codes are widened to 16 bits and multiplied by VPMADDWD, which cannot saturate.
+/// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
 /// The level above plus VNNI.
 struct Vnni;
@@ -31,6 +31,10 @@ macro_rules! shared {
         #[inline(always)]
         unsafe fn mul16(x: __m512i, y: __m512i) -> __m512i {
             unsafe { _mm512_madd_epi16(x, y) }
+        }
+        #[inline(always)]
+        unsafe fn sub(x: __m512i, y: __m512i) -> __m512i {
+            unsafe { _mm512_sub_epi32(x, y) }
         }
         #[inline(always)]
         unsafe fn zero() -> __m512 {
@@ -71,85 +75,118 @@ macro_rules! shared {
     };
 }
 
+/// Both halves of 4-bit codes.
+#[inline(always)]
+unsafe fn halves(line: __m512i) -> [__m512i; 2] {
+    // SAFETY: reached from AVX-512 code only.
+    unsafe {
+        let low = _mm512_set1_epi8(15);
+        [_mm512_and_si512(line, low), _mm512_and_si512(_mm512_srli_epi16::<4>(line), low)]
+    }
+}
+
 // The functions below are the trait's: their safety is the caller's duty.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Level for Words {
-    const PARTS: usize = 2;
+    /// Codes of 4 bits, or magnitude and (in all bits of a byte) sign of codes of 8 bits less 128: with them no pair of
+    /// products leaves 16 bits.
+    type Codes = (__m512i, __m512i);
+    const NARROW: bool = true;
+    const OFFSET: i32 = 128;
     shared!();
 
     #[inline(always)]
-    unsafe fn parts(codes: __m512i, bits: usize) -> [__m512i; 4] {
+    unsafe fn codes<const BITS: usize>(line: __m512i) -> [(__m512i, __m512i); 2] {
         unsafe {
-            if bits == 8 {
-                let even = _mm512_and_si512(codes, _mm512_set1_epi16(255));
-                let odd = _mm512_srli_epi16::<8>(codes);
-                return [even, odd, odd, odd];
+            if BITS == 4 {
+                return halves(line).map(|half| (half, half));
             }
-            let low = _mm512_set1_epi16(15);
-            [
-                _mm512_and_si512(codes, low),
-                _mm512_and_si512(_mm512_srli_epi16::<8>(codes), low),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low),
-                _mm512_srli_epi16::<12>(codes),
-            ]
+            let signed = _mm512_xor_si512(line, _mm512_set1_epi8(-128));
+            [(_mm512_abs_epi8(signed), _mm512_movm_epi8(_mm512_movepi8_mask(signed))); 2]
         }
     }
 
     #[inline(always)]
-    unsafe fn dot(sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x)) }
+    unsafe fn dot<const BITS: usize>(sum: __m512i, codes: (__m512i, __m512i), x: __m512i) -> __m512i {
+        unsafe {
+            if BITS == 4 {
+                return _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes.0, x));
+            }
+            let x = _mm512_sub_epi8(_mm512_xor_si512(x, codes.1), codes.1);
+            Self::fold(sum, _mm512_maddubs_epi16(codes.0, x))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fold(sum: __m512i, narrow: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1))) }
     }
 }
 
 // As above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Level for Vnni {
-    const PARTS: usize = 1;
+    type Codes = __m512i;
+    const NARROW: bool = false;
+    const OFFSET: i32 = 0;
     shared!();
 
     #[inline(always)]
-    unsafe fn parts(codes: __m512i, bits: usize) -> [__m512i; 4] {
-        unsafe {
-            if bits == 8 {
-                return [codes; 4];
-            }
-            let low = _mm512_set1_epi8(15);
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
-            [_mm512_and_si512(codes, low), high, high, high]
-        }
+    unsafe fn codes<const BITS: usize>(line: __m512i) -> [__m512i; 2] {
+        unsafe { if BITS == 4 { halves(line) } else { [line; 2] } }
     }
 
     #[inline(always)]
-    unsafe fn dot(sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+    unsafe fn dot<const BITS: usize>(sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn fold(sum: __m512i, narrow: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(sum, narrow) }
+    }
+}
+
+/// Most panels that a kernel of these levels takes with so many tokens; the others take one.
+pub(super) fn streams(tokens: usize) -> usize {
+    match tokens {
+        1 => 4,
+        2 => 2,
+        _ => 1,
     }
 }
 
 macro_rules! entry {
     ($(#[$doc:meta])* $name:ident, $inner:ident, $level:ty, $features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn $inner<const BITS: usize, const T: usize>(tile: &Tile) {
+        unsafe fn $inner<const BITS: usize, const S: usize, const T: usize>(tile: &Tile) {
             // SAFETY: the caller's duty.
-            unsafe { panel::<$level, BITS, 2, T>(tile, 0) }
+            unsafe { panels::<$level, BITS, S, 2, T>(tile, 0) }
         }
 
         $(#[$doc])*
-        pub(super) unsafe fn $name(tokens: usize, tile: &Tile) {
+        pub(super) unsafe fn $name(streams: usize, tokens: usize, tile: &Tile) {
             // SAFETY: the caller's duty.
             unsafe {
-                match (tile.format.bits, tokens) {
-                    (4, 1) => $inner::<4, 1>(tile),
-                    (4, 2) => $inner::<4, 2>(tile),
-                    (4, 3) => $inner::<4, 3>(tile),
-                    (4, 4) => $inner::<4, 4>(tile),
-                    (4, 5) => $inner::<4, 5>(tile),
-                    (4, _) => $inner::<4, 6>(tile),
-                    (_, 1) => $inner::<8, 1>(tile),
-                    (_, 2) => $inner::<8, 2>(tile),
-                    (_, 3) => $inner::<8, 3>(tile),
-                    (_, 4) => $inner::<8, 4>(tile),
-                    (_, 5) => $inner::<8, 5>(tile),
-                    (_, _) => $inner::<8, 6>(tile),
+                match (tile.format.bits, streams, tokens) {
+                    (4, 4, _) => $inner::<4, 4, 1>(tile),
+                    (4, 2, 1) => $inner::<4, 2, 1>(tile),
+                    (4, 2, _) => $inner::<4, 2, 2>(tile),
+                    (4, _, 1) => $inner::<4, 1, 1>(tile),
+                    (4, _, 2) => $inner::<4, 1, 2>(tile),
+                    (4, _, 3) => $inner::<4, 1, 3>(tile),
+                    (4, _, 4) => $inner::<4, 1, 4>(tile),
+                    (4, _, 5) => $inner::<4, 1, 5>(tile),
+                    (4, _, _) => $inner::<4, 1, 6>(tile),
+                    (_, 4, _) => $inner::<8, 4, 1>(tile),
+                    (_, 2, 1) => $inner::<8, 2, 1>(tile),
+                    (_, 2, _) => $inner::<8, 2, 2>(tile),
+                    (_, _, 1) => $inner::<8, 1, 1>(tile),
+                    (_, _, 2) => $inner::<8, 1, 2>(tile),
+                    (_, _, 3) => $inner::<8, 1, 3>(tile),
+                    (_, _, 4) => $inner::<8, 1, 4>(tile),
+                    (_, _, 5) => $inner::<8, 1, 5>(tile),
+                    (_, _, _) => $inner::<8, 1, 6>(tile),
                 }
             }
         }
@@ -157,16 +194,16 @@ macro_rules! entry {
 }
 
 entry!(
-    /// At most 6 tokens times one panel, records in words.
+    /// At most 6 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL and DQ.
-    words, words_panel, Words, "avx512f,avx512bw,avx512vl,avx512dq"
+    words, words_panels, Words, "avx512f,avx512bw,avx512vl,avx512dq"
 );
 entry!(
-    /// At most 6 tokens times one panel, records in bytes.
+    /// At most 6 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.
-    vnni, vnni_panel, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+    vnni, vnni_panels, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );

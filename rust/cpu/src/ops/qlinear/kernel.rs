@@ -2,11 +2,12 @@
 
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
-use super::packed::{PANEL, STEP_BYTES};
+use super::activations::{HEAD_BYTES, LINE};
+use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::Tile;
 
-/// Most vectors that one vector of codes is taken apart into.
-const MAX_PARTS: usize = 4;
+/// Steps of 4-bit codes whose products fit a sum of 16 bits: 8 times 2 times 15 * 127.
+const CHUNK_STEPS: usize = 4;
 
 /// An instruction level: vectors of `WIDTH` dwords, a lane being one row of the panel.
 ///
@@ -17,20 +18,27 @@ pub(super) trait Level {
     type Int: Copy;
     /// f32.
     type Float: Copy;
+    /// Four codes per lane, ready to multiply.
+    type Codes: Copy;
     /// Lanes.
     const WIDTH: usize;
-    /// Vectors that codes of 8 bits are taken apart into; twice as many for codes of 4 bits.
-    const PARTS: usize;
+    /// Whether [`dot`](Self::dot) of 4-bit codes makes pairs of 16-bit sums, which [`fold`](Self::fold) takes.
+    const NARROW: bool;
+    /// What [`codes`](Self::codes) takes away from codes of 8 bits.
+    const OFFSET: i32;
 
     unsafe fn load(from: *const u8) -> Self::Int;
     unsafe fn splat(x: i32) -> Self::Int;
-    /// Take a dword of codes per lane apart, into vectors that [`dot`](Self::dot) multiplies one after another.
-    unsafe fn parts(codes: Self::Int, bits: usize) -> [Self::Int; MAX_PARTS];
-    /// Add the products of one dword of codes and one of activations, exactly.
-    unsafe fn dot(sum: Self::Int, codes: Self::Int, x: Self::Int) -> Self::Int;
+    /// Take a dword of codes per lane apart: two parts for 4 bits, else one.
+    unsafe fn codes<const BITS: usize>(line: Self::Int) -> [Self::Codes; 2];
+    /// Add the products of four codes and four activations, exactly.
+    unsafe fn dot<const BITS: usize>(sum: Self::Int, codes: Self::Codes, x: Self::Int) -> Self::Int;
+    /// Add both halves of `narrow` to `sum`.
+    unsafe fn fold(sum: Self::Int, narrow: Self::Int) -> Self::Int;
     unsafe fn load_u8(from: *const u8) -> Self::Int;
-    /// Products of lanes that fit 16 bits.
+    /// Products of lanes that fit 16 bits, the first not negative.
     unsafe fn mul16(x: Self::Int, y: Self::Int) -> Self::Int;
+    unsafe fn sub(x: Self::Int, y: Self::Int) -> Self::Int;
 
     unsafe fn zero() -> Self::Float;
     unsafe fn splat_float(x: f32) -> Self::Float;
@@ -44,99 +52,189 @@ pub(super) trait Level {
     unsafe fn prefetch(at: *const u8);
 }
 
-/// `T` tokens times `R` vectors of rows of one panel, from vector `first` on.
+/// Byte offsets in every panel of a tile.
+#[derive(Clone, Copy)]
+struct At {
+    scales: usize,
+    zeros: usize,
+    codes: usize,
+}
+
+/// `T` tokens times `R` vectors of rows, from vector `first` on, of the tile's first `S` panels.
 ///
 /// # Safety
-/// As [`super::tile::scalar`] with records of the level's form, inlined into a function compiled for the level.
+/// As [`super::tile::scalar`], inlined into a function compiled for the level.
 #[inline(always)]
-pub(super) unsafe fn panel<L: Level, const BITS: usize, const R: usize, const T: usize>(
+pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
     tile: &Tile,
     first: usize,
 ) {
-    let span = tile.format.span();
-    let (spans, steps) = (tile.format.group_size / span, span * BITS / 32);
-    let parts = if BITS == 8 { L::PARTS } else { 2 * L::PARTS };
-    let row = first * L::WIDTH;
-    let (mut codes, mut x) = (tile.codes.wrapping_add(4 * row), tile.x);
-    // SAFETY: the panel's groups and their records one after another, promised by the caller; a prefetch may point
-    // anywhere.
+    let (format, row) = (tile.format, first * L::WIDTH);
+    let (spans, code_bytes) = (format.group_size / format.span(), format.group_size * PANEL * BITS / 8);
+    let (mut ints, mut heads) = (tile.ints, tile.heads);
+    // From a span to the next one: another line of the tile, or the other half of this one.
+    let mut hops = if format.span() == LINE { [T * LINE; 2] } else { [LINE / 2, T * LINE - LINE / 2] };
+    let (mut block, mut left) = (0, tile.groups);
+    // SAFETY: blocks of the panels and the tile's activations one after another, promised by the caller; a prefetch may
+    // point anywhere.
     unsafe {
-        let mut acc = [[L::zero(); R]; T];
-        for group in 0..tile.groups {
-            let mut scales = [L::zero(); R];
-            for part in 0..R {
-                let at = group * PANEL + row + part * L::WIDTH;
-                scales[part] = L::load_f16(tile.scales.wrapping_add(2 * at));
+        let mut acc = [[[L::zero(); R]; T]; S];
+        while left > 0 {
+            let here = left.min(GROUPS_PER_BLOCK);
+            let header = block_header_bytes(format, here);
+            if tile.ahead > 0 {
+                for line in (0..header).step_by(64) {
+                    for panel in &tile.panels[..S] {
+                        L::prefetch(panel.weights.wrapping_add(block + line + tile.ahead));
+                    }
+                }
             }
-            for _ in 0..spans {
-                let mut sums = start::<L, BITS, R, T>(tile, group, row, x.wrapping_add(4 * T));
-                let mut q = x.wrapping_add(8 * T).cast::<i32>();
-                for _ in 0..steps {
-                    L::prefetch(codes.wrapping_add(tile.ahead));
-                    if R * L::WIDTH > 16 {
-                        L::prefetch(codes.wrapping_add(tile.ahead + 64));
-                    }
-                    let mut apart = [[L::splat(0); MAX_PARTS]; R];
-                    for part in 0..R {
-                        apart[part] = L::parts(L::load(codes.wrapping_add(4 * part * L::WIDTH)), BITS);
-                    }
-                    for piece in 0..parts {
+            for group in 0..here {
+                let mut at = At {
+                    scales: block + 2 * (group * PANEL + row),
+                    zeros: block + (2 * here + group) * PANEL + row,
+                    codes: block + header + group * code_bytes,
+                };
+                for _ in 0..spans {
+                    let sums = span::<L, BITS, S, R, T>(tile, &mut at, row, ints, heads);
+                    for s in 0..S {
+                        let mut scales = [L::zero(); R];
+                        for part in 0..R {
+                            let from = tile.panels[s].weights.add(at.scales + 2 * part * L::WIDTH);
+                            scales[part] = L::load_f16(from);
+                        }
                         for token in 0..T {
-                            let each = L::splat(q.add(piece * T + token).read_unaligned());
+                            let x_scale = heads.add(token * tile.head_stride).cast::<f32>().read_unaligned();
+                            let x_scale = L::splat_float(x_scale);
                             for part in 0..R {
-                                sums[token][part] = L::dot(sums[token][part], apart[part][piece], each);
+                                let factor = L::mul(x_scale, scales[part]);
+                                let sum = L::to_float(sums[s][token][part]);
+                                acc[s][token][part] = L::fma(sum, factor, acc[s][token][part]);
                             }
                         }
                     }
-                    codes = codes.wrapping_add(STEP_BYTES);
-                    q = q.wrapping_add(parts * T);
+                    ints = ints.add(hops[0]);
+                    hops.swap(0, 1);
+                    heads = heads.add(HEAD_BYTES);
                 }
-                for token in 0..T {
-                    let each = L::splat_float(x.cast::<f32>().add(token).read_unaligned());
-                    for part in 0..R {
-                        let factor = L::mul(each, scales[part]);
-                        acc[token][part] = L::fma(L::to_float(sums[token][part]), factor, acc[token][part]);
-                    }
-                }
-                x = q.cast();
             }
+            block += header + here * code_bytes;
+            left -= here;
         }
-        for token in 0..T {
-            for part in 0..R {
-                let at = row + part * L::WIDTH;
-                let rows = tile.rows.saturating_sub(at).min(L::WIDTH);
-                let bias = if tile.bias.is_null() { tile.bias } else { tile.bias.wrapping_add(at) };
-                L::store(tile.out.wrapping_add(token * tile.out_stride + at), rows, bias, acc[token][part]);
+        for (s, panel) in tile.panels[..S].iter().enumerate() {
+            for token in 0..T {
+                for part in 0..R {
+                    let at = row + part * L::WIDTH;
+                    let rows = panel.rows.saturating_sub(at).min(L::WIDTH);
+                    let bias = if panel.bias.is_null() { panel.bias } else { panel.bias.wrapping_add(at) };
+                    let to = panel.out.wrapping_add(token * tile.out_stride + at);
+                    L::store(to, rows, bias, acc[s][token][part]);
+                }
             }
         }
     }
 }
 
-/// `-zero * sum(q)`, which every sum of a span starts from.
+/// `sum(code * q) - zero * sum(q)` of one span; `at.codes` moves to the next one.
 ///
 /// # Safety
-/// As [`panel`]; `minus_sums` are those of the span's record.
+/// As [`panels`].
 #[inline(always)]
-unsafe fn start<L: Level, const BITS: usize, const R: usize, const T: usize>(
+unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
     tile: &Tile,
-    group: usize,
+    at: &mut At,
     row: usize,
-    minus_sums: *const u8,
-) -> [[L::Int; R]; T] {
-    let minus_sums = minus_sums.cast::<i32>();
+    ints: *const u8,
+    heads: *const u8,
+) -> [[[L::Int; R]; T]; S] {
+    let steps = tile.format.span() * BITS / 32;
+    let narrow = L::NARROW && BITS == 4;
+    let chunk_steps = if narrow { CHUNK_STEPS } else { steps };
+    let mut q = ints;
     // SAFETY: the caller's duty.
     unsafe {
-        let mut sums = [[L::splat(0); R]; T];
+        let mut sums = start::<L, BITS, S, R, T>(tile, at, heads);
+        for _ in 0..steps / chunk_steps {
+            let mut chunk = if narrow { [[[L::splat(0); R]; T]; S] } else { sums };
+            for _ in 0..chunk_steps {
+                if tile.ahead > 0 {
+                    for panel in &tile.panels[..S] {
+                        let ahead = panel.weights.wrapping_add(at.codes + tile.ahead);
+                        L::prefetch(ahead);
+                        L::prefetch(ahead.wrapping_add(64));
+                    }
+                }
+                let mut codes = [[L::codes::<BITS>(L::splat(0)); R]; S];
+                for s in 0..S {
+                    let from = tile.panels[s].weights.add(at.codes + 4 * row);
+                    for part in 0..R {
+                        codes[s][part] = L::codes::<BITS>(L::load(from.add(4 * part * L::WIDTH)));
+                    }
+                }
+                for piece in 0..8 / BITS {
+                    for token in 0..T {
+                        let each = q.add(token * LINE + 4 * piece).cast::<i32>().read_unaligned();
+                        let each = L::splat(each);
+                        for s in 0..S {
+                            for part in 0..R {
+                                let sum = chunk[s][token][part];
+                                chunk[s][token][part] = L::dot::<BITS>(sum, codes[s][part][piece], each);
+                            }
+                        }
+                    }
+                }
+                at.codes += STEP_BYTES;
+                q = q.add(32 / BITS);
+            }
+            for s in 0..S {
+                for token in 0..T {
+                    for part in 0..R {
+                        let of_chunk = chunk[s][token][part];
+                        let sum = sums[s][token][part];
+                        sums[s][token][part] = if narrow { L::fold(sum, of_chunk) } else { of_chunk };
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// What every sum of a span starts from: the offset that the level's codes have, less the zero, times `sum(q)`.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+unsafe fn start<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
+    tile: &Tile,
+    at: &At,
+    heads: *const u8,
+) -> [[[L::Int; R]; T]; S] {
+    let offset = if BITS == 8 { L::OFFSET } else { 0 };
+    // SAFETY: the caller's duty.
+    unsafe {
+        let minus_sum = |token: usize| heads.add(token * tile.head_stride + 4).cast::<i32>().read_unaligned();
+        let mut sums = [[[L::splat(0); R]; T]; S];
         if tile.format.symmetric {
+            let middle = (1 << (BITS - 1)) - offset;
             for token in 0..T {
-                sums[token] = [L::splat(minus_sums.add(token).read_unaligned() << (BITS - 1)); R];
+                let one = L::splat(middle * minus_sum(token));
+                for s in 0..S {
+                    sums[s][token] = [one; R];
+                }
             }
             return sums;
         }
-        for part in 0..R {
-            let zeros = L::load_u8(tile.zeros.wrapping_add(group * PANEL + row + part * L::WIDTH));
-            for token in 0..T {
-                sums[token][part] = L::mul16(zeros, L::splat(minus_sums.add(token).read_unaligned()));
+        for s in 0..S {
+            for part in 0..R {
+                let zeros = L::load_u8(tile.panels[s].weights.add(at.zeros + part * L::WIDTH));
+                for token in 0..T {
+                    let product = L::mul16(zeros, L::splat(minus_sum(token)));
+                    sums[s][token][part] = match offset {
+                        0 => product,
+                        _ => L::sub(product, L::splat(offset * minus_sum(token))),
+                    };
+                }
             }
         }
         sums

@@ -1,5 +1,6 @@
 //! Integer weights of a matmul in the order in which the kernels stream them.
 
+use super::tile::GroupPlace;
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::ops::linear::transpose::{self, BLOCK_BYTES};
@@ -10,12 +11,15 @@ use crate::tensor::{AlignedBytes, DType};
 pub(super) const PANEL: usize = 32;
 /// Bytes of the codes of one step: a dword for each row of a panel.
 pub(super) const STEP_BYTES: usize = 4 * PANEL;
+/// Groups whose scales and zeros lie together, so that all lines of codes are lines of the cache.
+pub(super) const GROUPS_PER_BLOCK: usize = 2;
 
 /// A weight matrix `[rows, cols]` of integers, cut into panels of 32 rows, one after another.
 ///
-/// A panel is `[group][32 rows]` f16 scales, then (unless symmetric) `[group][32 rows]` u8 zeros, padded to a cache line,
-/// then `[step][32 rows]` dwords of codes. A dword holds eight codes of 4 bits, byte j columns j (low half) and j + 4, or
-/// four codes of 8 bits, byte j column j. Missing rows of the last panel are zeros.
+/// A panel is a sequence of blocks of two groups (one, at the end of an odd number), so that a kernel reads it from its
+/// first byte to its last. A block is `[group][32 rows]` f16 scales, then (unless symmetric) `[group][32 rows]` u8 zeros,
+/// padded to a cache line, then `[step][32 rows]` dwords of codes. A dword holds eight codes of 4 bits, byte j columns j
+/// (low half) and j + 4, or four codes of 8 bits, byte j column j. Missing rows of the last panel are zeros.
 pub struct QuantizedMatrix {
     data: AlignedBytes,
     rows: usize,
@@ -95,8 +99,7 @@ impl QuantizedMatrix {
 
     /// Bytes that such a matrix holds; None when they overflow.
     pub fn needed_bytes(rows: usize, cols: usize, format: QuantFormat) -> Option<usize> {
-        let codes = cols.checked_mul(PANEL * format.bits / 8)?;
-        codes.checked_add(header_bytes(cols, format)?)?.checked_mul(rows.div_ceil(PANEL))
+        panel_bytes(cols, format)?.checked_mul(rows.div_ceil(PANEL))
     }
 
     /// Output rows.
@@ -131,19 +134,22 @@ impl QuantizedMatrix {
 
     /// Bytes of one panel.
     pub(super) fn panel_bytes(&self) -> usize {
-        self.header_bytes() + self.cols * PANEL * self.format.bits / 8
+        panel_bytes(self.cols, self.format).unwrap_or(0)
     }
 
-    fn header_bytes(&self) -> usize {
-        header_bytes(self.cols, self.format).unwrap_or(0)
-    }
-
-    /// First scale, first zero (when symmetric: no zero) and first code of a panel.
-    pub(super) fn panel(&self, panel: usize) -> (*const u8, *const u8, *const u8) {
+    /// First byte of a panel.
+    pub(super) fn panel(&self, panel: usize) -> *const u8 {
         debug_assert!(panel < self.panels());
-        let scales = self.data.as_ptr().wrapping_add(panel * self.panel_bytes()).cast_const();
-        let zeros = scales.wrapping_add(2 * PANEL * self.groups());
-        (scales, zeros, scales.wrapping_add(self.header_bytes()))
+        self.data.as_ptr().wrapping_add(panel * self.panel_bytes()).cast_const()
+    }
+
+    fn place(&self, group: usize) -> GroupPlace {
+        GroupPlace::new(self.format, self.groups(), group)
+    }
+
+    /// Bytes of the codes of one group in one panel.
+    fn group_code_bytes(&self) -> usize {
+        self.format.group_size * PANEL * self.format.bits / 8
     }
 
     /// Quantize the whole rows in `source`, row-major and little endian, and store them from row `first_row` on. Whole
@@ -199,16 +205,15 @@ impl QuantizedMatrix {
     /// # Safety
     /// Nobody else touches this row.
     unsafe fn store_header(&self, row: usize, scales: &[u16], zeros: &[u8]) {
-        let (panel, lane) = (row / PANEL, row % PANEL);
-        let (to_scales, to_zeros, _) = self.panel(panel);
+        let (panel, lane) = (self.panel(row / PANEL).cast_mut(), row % PANEL);
         assert!(row < self.rows && scales.len() == self.groups() && zeros.len() == self.groups());
         for (group, (scale, zero)) in scales.iter().zip(zeros).enumerate() {
-            let at = group * PANEL + lane;
-            // SAFETY: inside the header of this panel; the row is ours.
+            let place = self.place(group);
+            // SAFETY: inside the header of a block of this panel; the row is ours.
             unsafe {
-                to_scales.cast_mut().cast::<u16>().add(at).write(*scale);
+                panel.add(place.scales).cast::<u16>().add(lane).write(*scale);
                 if !self.format.symmetric {
-                    to_zeros.cast_mut().add(at).write(*zero);
+                    panel.add(place.zeros + lane).write(*zero);
                 }
             }
         }
@@ -220,12 +225,12 @@ impl QuantizedMatrix {
     /// Nobody else touches this row.
     unsafe fn store_line(&self, row: usize, line: &[u8]) {
         assert!(row < self.rows && line.len() == self.cols * self.format.bits / 8);
-        let to = self.panel(row / PANEL).2.cast_mut();
-        for (step, dword) in line.chunks_exact(4).enumerate() {
-            // SAFETY: a dword of this row, inside its panel.
-            unsafe {
-                let to = to.add(step * STEP_BYTES + 4 * (row % PANEL));
-                to.copy_from_nonoverlapping(dword.as_ptr(), 4);
+        let panel = self.panel(row / PANEL).cast_mut();
+        for (group, dwords) in line.chunks_exact(self.group_code_bytes() / PANEL).enumerate() {
+            let first = self.place(group).codes + 4 * (row % PANEL);
+            for (step, dword) in dwords.chunks_exact(4).enumerate() {
+                // SAFETY: a dword of this row, inside its panel.
+                unsafe { panel.add(first + step * STEP_BYTES).copy_from_nonoverlapping(dword.as_ptr(), 4) };
             }
         }
     }
@@ -237,19 +242,20 @@ impl QuantizedMatrix {
     unsafe fn store_panel(&self, panel: usize, lines: &[u8], stride: usize) {
         assert!(panel < self.rows / PANEL && lines.len() >= PANEL * stride);
         let isa = Isa::detect();
-        let whole = self.cols * PANEL * self.format.bits / 8;
-        let codes = self.panel(panel).2.cast_mut();
+        let (whole, piece) = (self.cols * PANEL * self.format.bits / 8, self.group_code_bytes());
+        let to = self.panel(panel).cast_mut();
         let mut packed = [0u8; BLOCK_BYTES];
         for at in (0..whole).step_by(BLOCK_BYTES) {
             let from = lines[at / PANEL..].as_ptr();
-            // SAFETY: 32 rows of 64 bytes to read, the stride being whole blocks; the panel's bytes to write, ours.
-            unsafe {
-                if whole - at >= BLOCK_BYTES {
-                    transpose::block(isa, from, stride, codes.add(at), false);
-                } else {
-                    transpose::block(isa, from, stride, packed.as_mut_ptr(), false);
-                    codes.add(at).copy_from_nonoverlapping(packed.as_ptr(), whole - at);
-                }
+            // SAFETY: 32 rows of 64 bytes to read, the stride being whole blocks; 2 KiB to write.
+            unsafe { transpose::block(isa, from, stride, packed.as_mut_ptr(), false) };
+            // A group is a part of what was transposed, or the other way round.
+            let end = whole.min(at + BLOCK_BYTES);
+            for first in (at..end).step_by(piece.min(BLOCK_BYTES)) {
+                let count = piece.min(end - first);
+                let codes = self.place(first / piece).codes + first % piece;
+                // SAFETY: bytes of one group of the panel, ours.
+                unsafe { to.add(codes).copy_from_nonoverlapping(packed[first - at..].as_ptr(), count) };
             }
         }
     }
@@ -264,9 +270,8 @@ impl QuantizedMatrix {
         let per_step = 32 / self.format.bits;
         for (group, values) in out.chunks_exact_mut(self.format.group_size).enumerate() {
             let (scale, zero) = self.header(row, group);
-            let first = group * self.format.group_size / per_step;
             for (step, values) in values.chunks_exact_mut(per_step).enumerate() {
-                let dword = self.dword(row, first + step);
+                let dword = self.dword(row, group, step);
                 for (index, value) in values.iter_mut().enumerate() {
                     let code = if self.format.bits == 8 {
                         dword[index]
@@ -281,28 +286,42 @@ impl QuantizedMatrix {
 
     /// Scale and zero of one group of one row.
     fn header(&self, row: usize, group: usize) -> (f32, u8) {
-        let (scales, zeros, _) = self.panel(row / PANEL);
-        let at = group * PANEL + row % PANEL;
         assert!(row < self.rows && group < self.groups());
-        // SAFETY: inside the header of the row's panel.
+        let (panel, lane, place) = (self.panel(row / PANEL), row % PANEL, self.place(group));
+        // SAFETY: inside the header of a block of the row's panel.
         unsafe {
-            let scale = half::f16::from_bits(scales.cast::<u16>().add(at).read()).to_f32();
-            let zero = if self.format.symmetric { self.format.middle() } else { zeros.add(at).read() };
+            let scale = half::f16::from_bits(panel.add(place.scales).cast::<u16>().add(lane).read()).to_f32();
+            let zero = if self.format.symmetric {
+                self.format.middle()
+            } else {
+                panel.add(place.zeros + lane).read()
+            };
             (scale, zero)
         }
     }
 
-    fn dword(&self, row: usize, step: usize) -> [u8; 4] {
-        assert!(row < self.rows && step < self.cols * self.format.bits / 32);
-        let codes = self.panel(row / PANEL).2;
+    /// Dword `step` of one group of one row.
+    fn dword(&self, row: usize, group: usize, step: usize) -> [u8; 4] {
+        assert!(
+            row < self.rows && group < self.groups() && step < self.format.group_size * self.format.bits / 32
+        );
+        let at = self.place(group).codes + step * STEP_BYTES + 4 * (row % PANEL);
         // SAFETY: a dword of the row's panel.
-        unsafe { codes.add(step * STEP_BYTES + 4 * (row % PANEL)).cast::<[u8; 4]>().read() }
+        unsafe { self.panel(row / PANEL).add(at).cast::<[u8; 4]>().read() }
     }
 }
 
-fn header_bytes(cols: usize, format: QuantFormat) -> Option<usize> {
-    let per_group = PANEL * if format.symmetric { 2 } else { 3 };
-    (cols / format.group_size).checked_mul(per_group)?.checked_next_multiple_of(64)
+/// Bytes of the scales and zeros of a block of `groups` groups.
+pub(super) fn block_header_bytes(format: QuantFormat, groups: usize) -> usize {
+    groups * PANEL * 2 + if format.symmetric { 0 } else { (groups * PANEL).next_multiple_of(64) }
+}
+
+fn panel_bytes(cols: usize, format: QuantFormat) -> Option<usize> {
+    let (blocks, left) =
+        (cols / format.group_size / GROUPS_PER_BLOCK, cols / format.group_size % GROUPS_PER_BLOCK);
+    let headers = blocks.checked_mul(block_header_bytes(format, GROUPS_PER_BLOCK))?;
+    let codes = cols.checked_mul(PANEL * format.bits / 8)?;
+    codes.checked_add(headers)?.checked_add(block_header_bytes(format, left))
 }
 
 /// One row's codes as the dwords of a panel.

@@ -1,75 +1,92 @@
 //! What every tile kernel is told, and the portable kernel that defines the numbers.
 
-use super::packed::{PANEL, STEP_BYTES};
+use super::activations::{HEAD_BYTES, LINE};
+use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use crate::quant::QuantFormat;
 
-/// One panel times the activations of `T` tokens.
+/// Most panels that advance together.
+pub(super) const MAX_STREAMS: usize = 4;
+
+/// Some panels times the activations of some tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) format: QuantFormat,
     /// Groups of a row.
     pub(super) groups: usize,
-    /// `[groups][32]` f16.
-    pub(super) scales: *const u8,
-    /// `[groups][32]` u8, not read when symmetric.
-    pub(super) zeros: *const u8,
-    /// `[steps][32]` dwords.
-    pub(super) codes: *const u8,
-    /// How far ahead to prefetch codes, 0 when they lie in the cache.
+    /// The panels.
+    pub(super) panels: [Panel; MAX_STREAMS],
+    /// How far ahead to prefetch weights, 0 when they lie in the cache.
     pub(super) ahead: usize,
-    /// The tile's records, see [`activations`](super::activations).
-    pub(super) x: *const u8,
-    /// First token's output of the panel's first row.
-    pub(super) out: *mut f32,
+    /// The tile's integers, see [`activations`](super::activations).
+    pub(super) ints: *const u8,
+    /// The tile's heads.
+    pub(super) heads: *const u8,
+    /// Bytes from a token's heads to the next token's.
+    pub(super) head_stride: usize,
     /// Elements from a token's outputs to the next token's.
     pub(super) out_stride: usize,
+}
+
+/// One panel of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    /// Its first byte.
+    pub(super) weights: *const u8,
+    /// First token's output of the panel's first row.
+    pub(super) out: *mut f32,
     /// Rows that exist from the panel's first row on.
     pub(super) rows: usize,
     /// Bias of the panel's first row; null for none.
     pub(super) bias: *const f32,
 }
 
-/// `tokens` tokens times one panel, in plain Rust, from records of [`Form::Bytes`](super::activations::Form::Bytes).
+impl Panel {
+    /// In place of a panel that is not there.
+    pub(super) const NONE: Self =
+        Self { weights: std::ptr::null(), out: std::ptr::null_mut(), rows: 0, bias: std::ptr::null() };
+}
+
+/// `tokens` tokens times one panel, in plain Rust.
 ///
 /// # Safety
-/// The pointers of `tile` are good for what they describe and nobody else touches these outputs.
-pub(super) unsafe fn scalar(tokens: usize, tile: &Tile) {
+/// The pointers of `tile` and `panel` are good for what they describe and nobody else touches these outputs.
+pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
     let QuantFormat { bits, group_size, symmetric } = tile.format;
     let span = tile.format.span();
-    let record = tokens * (8 + span);
     for token in 0..tokens {
-        for lane in 0..PANEL.min(tile.rows) {
+        for lane in 0..PANEL.min(panel.rows) {
             let mut acc = 0f32;
             for index in 0..tile.groups * (group_size / span) {
-                let (group, x) = (index * span / group_size, tile.x.wrapping_add(index * record));
-                let at = group * PANEL + lane;
-                // SAFETY: a span of the panel and its record, promised by the caller.
+                let place = GroupPlace::new(tile.format, tile.groups, index * span / group_size);
+                // SAFETY: a span of the panel and of the token, promised by the caller.
                 let (scale, zero, x_scale, minus_sum, dot) = unsafe {
-                    let scale = half::f16::from_bits(tile.scales.cast::<u16>().add(at).read()).to_f32();
+                    let scale = panel.weights.add(place.scales + 2 * lane).cast::<u16>().read_unaligned();
                     let zero = if symmetric {
                         i32::from(tile.format.middle())
                     } else {
-                        i32::from(tile.zeros.add(at).read())
+                        i32::from(panel.weights.add(place.zeros + lane).read())
                     };
-                    let x_scale = x.cast::<f32>().add(token).read_unaligned();
-                    let minus_sum = x.cast::<i32>().add(tokens + token).read_unaligned();
-                    let codes = tile.codes.add(index * span * bits / 32 * STEP_BYTES + 4 * lane);
+                    let head = tile.heads.add(token * tile.head_stride + index * HEAD_BYTES);
+                    let first = place.codes + index * span % group_size * bits / 32 * STEP_BYTES;
+                    let codes = panel.weights.add(first + 4 * lane);
+                    let col = index * span;
+                    let ints = tile.ints.add((col / LINE * tokens + token) * LINE + col % LINE);
                     (
-                        scale,
+                        half::f16::from_bits(scale).to_f32(),
                         zero,
-                        x_scale,
-                        minus_sum,
-                        dot(bits, span, codes, x.add(8 * tokens + 4 * token), tokens),
+                        head.cast::<f32>().read_unaligned(),
+                        head.add(4).cast::<i32>().read_unaligned(),
+                        dot(bits, span, codes, ints.cast()),
                     )
                 };
                 acc = ((dot + zero * minus_sum) as f32).mul_add(x_scale * scale, acc);
             }
             // SAFETY: a row and a token that exist, promised by the caller.
             unsafe {
-                if !tile.bias.is_null() {
-                    acc += *tile.bias.add(lane);
+                if !panel.bias.is_null() {
+                    acc += *panel.bias.add(lane);
                 }
-                *tile.out.add(token * tile.out_stride + lane) = acc;
+                *panel.out.add(token * tile.out_stride + lane) = acc;
             }
         }
     }
@@ -78,18 +95,41 @@ pub(super) unsafe fn scalar(tokens: usize, tile: &Tile) {
 /// Sum of the products of one span of one row and one token.
 ///
 /// # Safety
-/// `codes` is the row's first dword of the span, `x` the token's first of the record.
-unsafe fn dot(bits: usize, span: usize, codes: *const u8, x: *const u8, tokens: usize) -> i32 {
+/// `codes` is the row's first dword of the span, `ints` the token's first integer.
+unsafe fn dot(bits: usize, span: usize, codes: *const u8, ints: *const i8) -> i32 {
     let mut sum = 0;
     for col in 0..span {
         let (step, index) = (col * bits / 32, col % (32 / bits));
         // SAFETY: inside the span on both sides, promised by the caller.
-        let (byte, q) = unsafe {
-            let byte = codes.add(step * STEP_BYTES + index % 4).read();
-            (byte, x.add(col / 4 * 4 * tokens + col % 4).cast::<i8>().read())
-        };
+        let (byte, q) = unsafe { (codes.add(step * STEP_BYTES + index % 4).read(), ints.add(col).read()) };
         let code = if bits == 8 { byte } else { byte >> (index / 4 * 4) & 15 };
         sum += i32::from(code) * i32::from(q);
     }
     sum
+}
+
+/// Byte offsets of one group's parts in its panel.
+pub(super) struct GroupPlace {
+    /// 32 f16.
+    pub(super) scales: usize,
+    /// 32 u8; meaningless when symmetric.
+    pub(super) zeros: usize,
+    /// Dwords of the first step.
+    pub(super) codes: usize,
+}
+
+impl GroupPlace {
+    /// Of group `group` of `groups`.
+    pub(super) fn new(format: QuantFormat, groups: usize, group: usize) -> Self {
+        let code_bytes = format.group_size * PANEL * format.bits / 8;
+        let first = group - group % GROUPS_PER_BLOCK;
+        let here = GROUPS_PER_BLOCK.min(groups - first);
+        let whole = block_header_bytes(format, GROUPS_PER_BLOCK) + GROUPS_PER_BLOCK * code_bytes;
+        let block = first / GROUPS_PER_BLOCK * whole;
+        Self {
+            scales: block + (group - first) * 2 * PANEL,
+            zeros: block + here * 2 * PANEL + (group - first) * PANEL,
+            codes: block + block_header_bytes(format, here) + (group - first) * code_bytes,
+        }
+    }
 }

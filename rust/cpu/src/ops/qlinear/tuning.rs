@@ -1,0 +1,61 @@
+//! How a processor likes to be fed when few rows stream the weights. No result depends on it.
+
+use std::sync::OnceLock;
+
+/// How the weights of one worker are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tuning {
+    /// Panels that advance side by side, each its own stream of memory: 1, 2 or 4.
+    pub(super) streams: usize,
+    /// Bytes ahead of the reads at which each stream is prefetched.
+    pub(super) ahead: usize,
+}
+
+impl Tuning {
+    /// What this processor likes, found out once.
+    pub(super) fn get() -> Self {
+        static OWN: OnceLock<Tuning> = OnceLock::new();
+        *OWN.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            {
+                let name = std::arch::x86_64::__cpuid(0);
+                let version = std::arch::x86_64::__cpuid(1).eax;
+                Self::of([name.ebx, name.edx, name.ecx], version)
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self { streams: 1, ahead: 4096 }
+        })
+    }
+
+    /// For a vendor's name and the version that CPUID gives.
+    ///
+    /// One core of an Ice Lake reads half of what its memory can give, and more streams keep more lines in flight: 4 of
+    /// them, prefetched 2 KiB ahead, read 7 to 17 % faster than one. Zen 4 reads a single stream best, and several at
+    /// half the speed. Zen 5 is alike with one or two (of 4-bit codes two are up to 15 % faster where one core's own
+    /// speed is what binds, since they share the broadcasts of x), and 5 to 10 % slower with four.
+    fn of(vendor: [u32; 3], version: u32) -> Self {
+        const AMD: [u32; 3] =
+            [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD")];
+        let family = (version >> 8 & 15) + (version >> 20 & 255);
+        match (vendor, family) {
+            (AMD, 26..) => Self { streams: 2, ahead: 4096 },
+            (AMD, _) => Self { streams: 1, ahead: 4096 },
+            _ => Self { streams: 4, ahead: 2048 },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vendors_and_families_are_told_apart() {
+        let amd = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+        assert_eq!(Tuning::of(amd, 0x00b0_0f21).streams, 2, "Zen 5");
+        assert_eq!(Tuning::of(amd, 0x00a1_0f11).streams, 1, "Zen 4");
+        let intel = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
+        assert_eq!(Tuning::of(intel, 0x0006_06a6).streams, 4, "Ice Lake");
+        assert!([1, 2, 4].contains(&Tuning::get().streams));
+    }
+}
