@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -84,7 +85,7 @@ def all_parts(result: Result, models: Path, *, tiny: bool) -> Iterator[Part]:
         yield Part("determinism", name, 20, partial(determined, check))
     for bench in all_benches(tiny=tiny):
         yield Part("ops", bench.name, 15, partial(timed, bench, result))
-    for model, quantization in (("tiny", None),) if tiny else MODELS:
+    for model, quantization in (("tiny", None), ("tiny", "int4")) if tiny else MODELS:
         for batch in BATCHES[:1] if tiny else BATCHES:
             weights = quantization or "bf16"
             yield Part(
@@ -192,6 +193,7 @@ def decode(
     tiny, on_gpu = model == "tiny", torch.cuda.is_available()
     folder = models / model
     write(model, folder, device="cuda" if on_gpu else "cpu")
+    gc.collect()
     torch.cuda.empty_cache()
     command = [sys.executable, "-m", "suite.decode", str(folder), "--device", "cuda" if on_gpu else "cpu"]
     command += ["--batch", str(batch), *(["--quantization", quantization] if quantization else [])]
