@@ -156,8 +156,9 @@ def _ptxas_usage(arch: str, ptx: str) -> tuple[int, int, int]:
 
 
 def judge(arch: str, result: AotResult, allowed: Mapping[str, Any] | None) -> list[str]:
-    """What is wrong with a result, given its line of the table."""
-    faults = [f"the assembly lacks {pattern}" for pattern in result.missing]
+    """What is wrong with a result, given its line of the table; spills and what it "lacks" need its "reason"."""
+    excused = allowed.get("lacks", ()) if allowed else ()
+    faults = [f"the assembly lacks {pattern}" for pattern in result.missing if pattern not in excused]
     if result.shared_bytes > SHARED_LIMIT_BYTES[arch]:
         faults.append(f"shared memory: got {result.shared_bytes}, expected at most {SHARED_LIMIT_BYTES[arch]} bytes")
     if allowed is None:
@@ -165,8 +166,9 @@ def judge(arch: str, result: AotResult, allowed: Mapping[str, Any] | None) -> li
         return faults
     if result.spill_bytes > allowed["spill_bytes"]:
         faults.append(f"spills: got {result.spill_bytes}, expected at most {allowed['spill_bytes']} bytes")
-    if allowed["spill_bytes"] and not allowed.get("reason"):
-        faults.append("the table allows spills without a reason")
+    for what in ("spill_bytes", "lacks"):
+        if allowed.get(what) and not allowed.get("reason"):
+            faults.append(f"the table allows {what} without a reason")
     return faults
 
 
@@ -214,8 +216,12 @@ def _settle(arch: str, name: str, got: AotResult | str, lines: dict[str, Any], w
         return [got]
     if not write:
         return judge(arch, got, lines.get(name))
-    reason = lines.get(name, {}).get("reason") if got.spill_bytes else None
-    lines[name] = got.line() | ({"reason": reason} if reason else {})
+    before = lines.get(name, {})
+    lacks = [pattern for pattern in got.missing if pattern in before.get("lacks", ())]
+    kept: dict[str, Any] = {"lacks": lacks} if lacks else {}
+    if before.get("reason") and (got.spill_bytes or lacks):
+        kept["reason"] = before["reason"]
+    lines[name] = got.line() | kept
     return judge(arch, got, lines[name])
 
 
