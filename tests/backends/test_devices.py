@@ -9,14 +9,15 @@ from types import SimpleNamespace
 
 import pyrite.memory
 import pytest
-from plans import MODELS
+from plans import MODELS, cuda_backend
 from pyrite.backends import devices
 from pyrite.backends.devices import CUDA_FUSED_OPS, nvidia_visible, resolve_device
 from pyrite.errors import BackendError, CapacityError, ConfigError
-from pyrite.memory import plan_memory
+from pyrite.memory import open_for, plan_memory
 from pyrite.models.fuse import fuse
 from pyrite.settings import EngineConfig
 from pyrite.source import open_model
+from quantizable import quantizable
 
 
 @pytest.fixture(autouse=True)
@@ -139,10 +140,11 @@ def test_cuda_without_torch_says_what_to_install():
 def plan_on_gpu(monkeypatch):
     """A function that plans on a pretended GPU with some free bytes."""
 
-    def make(free: int, **keywords):
+    def make(free: int, folder=None, **keywords):
         monkeypatch.setattr(pyrite.memory, "resolve_device", lambda device: "cuda")
         monkeypatch.setattr(pyrite.memory, "free_device_bytes", lambda: free)
-        return plan_memory(open_model(MODELS["qwen3"]()), EngineConfig(**keywords))
+        config = EngineConfig(**keywords)
+        return plan_memory(open_for(folder or MODELS["qwen3"](), config), config)
 
     return make
 
@@ -153,8 +155,23 @@ def test_the_plan_counts_the_memory_of_the_gpu(plan_on_gpu):
     assert plan.device == "cuda" and plan.dtype == plan.kv_cache_dtype == "float16"
     assert plan.scratch_bytes == program.scratch_bytes(max_tokens=512, max_rows=64, itemsize=2)
     assert plan_on_gpu(1 << 28).dtype == "float32"
+    with pytest.raises(ConfigError, match="dtype of the matrices"):
+        plan_on_gpu(1 << 28, kv_cache_dtype="float16")
     with pytest.raises(CapacityError, match="does not fit in memory: got 1000 bytes free on cuda"):
         plan_on_gpu(1000)
+
+
+@pytest.mark.parametrize("scheme", [None, "int4", "int8"])
+def test_the_plan_counts_what_the_backend_holds(plan_on_gpu, scheme):
+    """Padding of integer weights included."""
+    folder, sizes = quantizable("qwen3_tied"), {"max_num_seqs": 2, "max_num_batched_tokens": 24, "block_size": 16}
+    config = EngineConfig(quantization=scheme, dtype="float16", **sizes)
+    plan = plan_on_gpu(1 << 28, folder, quantization=scheme, dtype="float16", **sizes)
+    backend = cuda_backend(
+        folder, scheme, dtype="float16", kv_dtype="float16", max_tokens=24, max_rows=config.max_logit_rows
+    )
+    held = backend.info()
+    assert (plan.weight_bytes, plan.scratch_bytes) == (held["weight_bytes"], held["scratch_bytes"])
 
 
 def test_free_bytes_leave_a_reserve(monkeypatch):

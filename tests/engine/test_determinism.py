@@ -15,7 +15,7 @@ import numpy as np
 import pyrite
 import pytest
 from pyrite import LLM, SamplingParams
-from pyrite.engine import loop
+from pyrite.engine import logits as step_logits
 from tiny_models import FAMILIES, ORDINARY_IDS, tiny
 
 Fingerprint = list[tuple[tuple[int, ...], tuple[float, ...]]]
@@ -151,7 +151,7 @@ class TestPlantedBreaches:
 
     def test_a_stream_of_random_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Draws taken from one stream in order of execution instead of by position."""
-        sample = loop._core.sample
+        sample = step_logits._core.sample
         drawn = iter(range(1 << 30))
 
         class Core:
@@ -161,6 +161,6 @@ class TestPlantedBreaches:
             def sample(self, logits: np.ndarray, wanted: Sequence[tuple[int, Any, int]]) -> Any:
                 return sample(logits, [(row, sampler, next(drawn)) for row, sampler, _ in wanted])
 
-        core = loop._core
-        monkeypatch.setattr(loop, "_core", Core())
+        core = step_logits._core
+        monkeypatch.setattr(step_logits, "_core", Core())
         assert self.differs()

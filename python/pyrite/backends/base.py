@@ -35,9 +35,12 @@ the weight's shape; keys are cut at fixed absolute positions and partial results
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from pyrite._core import StepPlan
@@ -62,6 +65,44 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the device memory. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The best tokens of each row of a step, as `_core.sample_candidates` takes them.
+
+    Args:
+        ids, logits: [R, n] i32 and f32, best first.
+        lse: [R] f32, log-sum-exp of all logits of the row.
+        num_tokens: ids below it were looked at.
+    """
+
+    ids: np.ndarray
+    logits: np.ndarray
+    lse: np.ndarray
+    num_tokens: int
+
+
+@runtime_checkable
+class CandidateBackend(Backend, Protocol):
+    """A backend whose logits lie on a device: it picks the best tokens there, and sends whole rows when asked."""
+
+    num_candidates: int
+    """How many tokens of a row it picks, where there are so many."""
+
+    def run_candidates(self, plan: StepPlan, vocab_limit: int) -> Candidates:
+        """Run one step as `run` does, and keep the logits on the device.
+
+        A row's candidates depend on nothing but the row. They are valid until the next call.
+
+        Args:
+            vocab_limit: ids from here on do not exist; beyond the vocabulary it is the vocabulary's size.
+        """
+        ...
+
+    def logits(self, rows: Sequence[int]) -> np.ndarray:
+        """[len(rows), vocab_size] f32: rows of the last `run_candidates`, valid until the next call of any kind."""
         ...
 
 

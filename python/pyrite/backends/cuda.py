@@ -7,17 +7,19 @@ the whole backend is tested without a GPU, decode padding included, and serves n
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
+from pyrite.backends import cuda_kernels as kernels
+from pyrite.backends.base import Candidates
 from pyrite.backends.cuda_executor import Executor
 from pyrite.backends.cuda_graphs import StepGraphs
-from pyrite.backends.cuda_inputs import DeviceStep, StepInputs
+from pyrite.backends.cuda_inputs import StepInputs
 from pyrite.backends.cuda_weights import load_parameters
-from pyrite.backends.devices import cuda_program
-from pyrite.errors import BackendError, CapacityError, ConfigError, PyriteError
+from pyrite.backends.devices import check_cuda_dtypes, cuda_program
+from pyrite.errors import BackendError, CapacityError, ConfigError, InternalError, PyriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
     from pyrite.models.program import Program
     from pyrite.weights.reader import Weights
 
+Result = TypeVar("Result")
+
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class CudaBackend:
-    """Implements `Backend` on one CUDA device.
+    """Implements `Backend` and `CandidateBackend` on one CUDA device.
 
     Args:
         program: the recorded model; the fused ops of this backend are put in here.
@@ -42,6 +46,7 @@ class CudaBackend:
         kv_dtype: of keys and values: `dtype`.
         graphs: whether decode steps are captured in CUDA graphs.
         num_threads: of the host, that quantize weights.
+        num_candidates: see `CandidateBackend`, 1 to 256.
         progress: called with (bytes done, bytes in all) while weights load.
         device: a torch device. "cpu" is for tests (see above).
 
@@ -67,22 +72,19 @@ class CudaBackend:
         kv_dtype: str,
         graphs: bool = True,
         num_threads: int = 1,
+        num_candidates: int = 256,
         progress: Callable[[int, int], None] | None = None,
         device: str = "cuda",
     ) -> None:
         self.device = _torch_device(device)
         self.program = cuda_program(program)
+        self.num_candidates = num_candidates
+        self._num_rows = 0
         self._lost: BackendError | None = None
         self._executor: Executor | None = None
         self._graphs: StepGraphs | None = None
         matrix_dtype, cache_dtype = _torch_dtype("dtype", dtype), _torch_dtype("kv_cache_dtype", kv_dtype)
-        if cache_dtype != matrix_dtype:
-            raise ConfigError(
-                "on a GPU keys and values have the dtype of the matrices",
-                got=kv_dtype,
-                expected=dtype,
-                field="kv_cache_dtype",
-            )
+        check_cuda_dtypes(dtype, kv_dtype)
         try:
             with self._on_device():
                 parameters = load_parameters(
@@ -117,6 +119,7 @@ class CudaBackend:
                 )
                 on_gpu = self.device.type == "cuda"
                 self._logits = torch.empty((max_rows, program.vocab_size), dtype=torch.float32, pin_memory=on_gpu)
+                self._device_logits = torch.empty((0, program.vocab_size), dtype=torch.float32, device=self.device)
                 if on_gpu and graphs:
                     self._graphs = StepGraphs()
         except torch.OutOfMemoryError as error:
@@ -142,32 +145,82 @@ class CudaBackend:
                 later call fail too.
             InternalError: the plan names a block, slot, row or id that does not exist; nothing has run.
         """
+
+        def run(executor: Executor) -> np.ndarray:
+            self._start(executor, plan, None)
+            return self._fetch(range(self._num_rows))
+
+        return self._guarded(run)
+
+    def run_candidates(self, plan: Plan, vocab_limit: int) -> Candidates:
+        """See `CandidateBackend.run_candidates`. Raises as `run` does."""
+        num_tokens = min(vocab_limit, self.program.vocab_size)
+
+        def run(executor: Executor) -> Candidates:
+            picked = self._start(executor, plan, num_tokens)
+            arrays = []
+            for tensor in picked:
+                array = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda")
+                arrays.append(array.copy_(tensor, non_blocking=True)[: self._num_rows])
+            self._wait()
+            return Candidates(*(array.numpy() for array in arrays), num_tokens=num_tokens)
+
+        return self._guarded(run)
+
+    def logits(self, rows: Sequence[int]) -> np.ndarray:
+        """See `CandidateBackend.logits`. Raises as `run` does, and where no step has such rows."""
+
+        def fetch(executor: Executor) -> np.ndarray:
+            if any(not 0 <= row < self._num_rows for row in rows):
+                raise InternalError("the last step has no such row", got=list(rows), expected=f"0 to {self._num_rows}")
+            return self._fetch(rows)
+
+        return self._guarded(fetch)
+
+    def _guarded(self, call: Callable[[Executor], Result]) -> Result:
+        """The result of a call that uses the device; whatever goes wrong becomes a typed error."""
         if self._executor is None:
             raise BackendError("the backend is closed")
         if self._lost is not None:
             raise BackendError(self._lost.what, got=self._lost.got, hint=self._lost.hint, code=self._lost.code)
         try:
             with self._on_device(), torch.no_grad():
-                return self._run(self._executor, plan)
+                return call(self._executor)
         except PyriteError:
             raise
         except Exception as error:
             raise self._fault(error) from error
 
-    def _run(self, executor: Executor, plan: Plan) -> np.ndarray:
+    def _start(self, executor: Executor, plan: Plan, num_tokens: int | None) -> tuple[torch.Tensor, ...]:
+        """Launch a step, which leaves its logits on the device; (ids, logits, lse) of candidates below `num_tokens`."""
+        self._num_rows = 0
         step = self._inputs.load(plan)
         for group in range(len(self.program.kv_groups)):
             executor.copy_blocks(group, plan.block_copies(group))
-        logits = self._forward(executor, step)
-        rows = len(plan.logit_rows)
-        self._logits[:rows].copy_(logits[:rows], non_blocking=True)
-        self._wait()
-        return self._logits[:rows].numpy()
 
-    def _forward(self, executor: Executor, step: DeviceStep) -> torch.Tensor:
+        def launch() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            logits = executor.run(step)
+            if num_tokens is None:
+                return logits, ()
+            count = min(self.num_candidates, num_tokens)
+            return logits, kernels.select_candidates(logits, num_candidates=count, vocab_limit=num_tokens)
+
         if self._graphs is None or not step.decode:
-            return executor.run(step)
-        return self._graphs.run(step.key, lambda: executor.run(step))
+            self._device_logits, candidates = launch()
+        else:
+            self._device_logits, candidates = self._graphs.run((*step.key, num_tokens), launch)
+        self._num_rows = len(plan.logit_rows)
+        return candidates
+
+    def _fetch(self, rows: Sequence[int]) -> np.ndarray:
+        """Rows of the last step, on the host."""
+        if isinstance(rows, range) and rows == range(self._num_rows):
+            self._logits[: len(rows)].copy_(self._device_logits[: len(rows)], non_blocking=True)
+        else:
+            for place, row in enumerate(rows):
+                self._logits[place].copy_(self._device_logits[row], non_blocking=True)
+        self._wait()
+        return self._logits[: len(rows)].numpy()
 
     def info(self) -> dict[str, object]:
         """`device`, and bytes of weights, KV blocks and scratch; `num_graphs` is how many step shapes are captured."""
@@ -189,7 +242,8 @@ class CudaBackend:
         if self._executor is not None:
             self._executor.close()
         self._executor, self._graphs = None, None
-        self._logits = torch.empty((0, 0), dtype=torch.float32)
+        self._logits = self._device_logits = torch.empty((0, 0), dtype=torch.float32)
+        self._num_rows = 0
         self.__dict__.pop("_inputs", None)
         if self.device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # a lost device has nothing left to give back

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
+
+Tensors = TypeVar("Tensors")
 
 _logger = logging.getLogger("pyrite")
 
@@ -19,7 +22,7 @@ class StepGraphs:
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._broken = False
 
@@ -27,8 +30,8 @@ class StepGraphs:
         """How many shapes are captured."""
         return len(self._graphs)
 
-    def run(self, shape: Hashable, function: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The result of `function`, which must depend on nothing but the content of device memory and `shape`."""
+    def run(self, shape: Hashable, function: Callable[[], Tensors]) -> Tensors:
+        """The tensors of `function`, which must depend on nothing but the content of device memory and `shape`."""
         if shape in self._graphs:
             graph, result = self._graphs[shape]
             graph.replay()

@@ -17,6 +17,7 @@ from pyrite_kernels import (
     ragged_prefill,
     rms_norm,
     scale_softcap,
+    select_candidates,
     store_kv,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "ragged_prefill",
     "rms_norm",
     "scale_softcap",
+    "select_candidates",
     "store_kv",
 ]
 

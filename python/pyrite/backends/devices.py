@@ -28,7 +28,7 @@ CUDA_FLOAT_ONLY = ("linear_glu",)
 """Those of them that it has for float matrices alone."""
 
 CUDA_RESERVE_BYTES = 256 << 20
-"""Device memory left for what no plan counts: CUDA graphs, partial results of attention, the allocator's rounding."""
+"""Device memory left for what no plan counts: CUDA graphs, partial results, candidates, the allocator's rounding."""
 
 _DRIVER_FILES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last one is WSL's
 _INSTALL = 'pip install "pyrite[cuda]"'
@@ -84,6 +84,21 @@ def free_device_bytes() -> int:
 def cuda_program(program: Program) -> Program:
     """The program with the fused ops of the CUDA backend."""
     return fuse(program, CUDA_FUSED_OPS, float_only=CUDA_FLOAT_ONLY)
+
+
+def check_cuda_dtypes(dtype: str, kv_dtype: str) -> None:
+    """Check that the kernels can read keys of that dtype.
+
+    Raises:
+        ConfigError: they have another dtype than the matrices.
+    """
+    if kv_dtype != dtype:
+        raise ConfigError(
+            "on a GPU keys and values have the dtype of the matrices",
+            got=kv_dtype,
+            expected=dtype,
+            field="kv_cache_dtype",
+        )
 
 
 def cuda_quantized_bytes(scheme: QuantScheme, out_features: int, in_features: int) -> int:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyrite import _core
+from pyrite.engine.logits import StepLogits
 from pyrite.errors import InternalError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pyrite.backends.base import Backend
     from pyrite.engine.handle import PromptRow, RequestHandle
+    from pyrite.engine.logits import Draw
     from pyrite.engine.sequence import CompletionState
 
 Running = Mapping[int, "tuple[RequestHandle, CompletionState]"]
@@ -74,8 +74,7 @@ class Loop:
             if running[seq_id][1].epoch is None:
                 result.cached[seq_id] = self.scheduler.num_cached_tokens(seq_id) or 0
         try:
-            logits = self.backend.run(plan)
-            _sample(plan, logits, running, result)
+            _run(self.backend, plan, running, result)
         except Exception as error:
             _logger.exception("a step of %d sequences failed", len(seqs))
             result.samples.clear()
@@ -88,25 +87,31 @@ class Loop:
         return result
 
 
-def _sample(plan: _core.StepPlan, logits: np.ndarray, running: Running, result: StepResult) -> None:
-    """Draw a token for every sequence that wants one, and collect the logprobs of prompt tokens."""
+def _run(backend: Backend, plan: _core.StepPlan, running: Running, result: StepResult) -> None:
+    """Run the step, draw a token for every sequence that wants one, and collect the logprobs of prompt tokens."""
     positions, logit_rows, samples = plan.positions, plan.logit_rows, plan.samples
     drawing: list[int] = []
-    requests: list[tuple[int, _core.Sampler, int]] = []
+    draws: list[Draw] = []
+    prompts: list[tuple[int, range]] = []
     for index, (seq_id, _, first_row, num_rows) in enumerate(plan.seqs):
         handle, completion = running[seq_id]
         rows = range(first_row, first_row + num_rows)
         if completion.index == 0 and handle.request.params.prompt_logprobs is not None:
-            row_positions = [int(positions[logit_rows[row]]) for row in rows]
-            try:
-                result.prompt_rows[seq_id] = _prompt_rows(handle, completion, logits, rows, row_positions)
-            except Exception as error:
-                result.failed[seq_id] = f"prompt_logprobs: {type(error).__name__}: {error}"
-                continue
+            prompts.append((seq_id, rows))
         if samples[index]:
             drawing.append(seq_id)
-            requests.append((rows[-1], completion.sampler, int(positions[logit_rows[rows[-1]]]) + 1))
-    for seq_id, sample in zip(drawing, _core.sample(logits, requests), strict=True):
+            draws.append((rows[-1], completion.sampler, int(positions[logit_rows[rows[-1]]]) + 1))
+    vocab_limit = running[plan.seqs[0][0]][1].vocab_limit  # an engine has one
+    logits = StepLogits(backend, plan, draws, vocab_limit)
+    for seq_id, rows in prompts:
+        row_positions = [int(positions[logit_rows[row]]) for row in rows]
+        try:
+            result.prompt_rows[seq_id] = _prompt_rows(*running[seq_id], logits, rows, row_positions)
+        except Exception as error:
+            result.failed[seq_id] = f"prompt_logprobs: {type(error).__name__}: {error}"
+    for seq_id, sample in zip(drawing, logits.draw(), strict=True):
+        if seq_id in result.failed:
+            continue
         if sample is None:
             result.failed[seq_id] = NO_FINITE_LOGITS
         else:
@@ -114,17 +119,20 @@ def _sample(plan: _core.StepPlan, logits: np.ndarray, running: Running, result: 
 
 
 def _prompt_rows(
-    handle: RequestHandle, completion: CompletionState, logits: np.ndarray, rows: range, row_positions: list[int]
+    handle: RequestHandle, completion: CompletionState, logits: StepLogits, rows: range, row_positions: list[int]
 ) -> list[PromptRow]:
     """Logprobs of the prompt tokens that these rows predict. The row at position p predicts the token at p + 1."""
     token_ids = handle.request.prompt_token_ids
     wanted, keep = handle.request.params.prompt_logprobs or 0, handle.request.keep_logits
+    pairs = [(row, p + 1) for row, p in zip(rows, row_positions, strict=True) if handle.wants_prompt_row(p + 1)]
+    if not pairs:
+        return []
+    whole, places = logits.rows([row for row, _ in pairs])
     found = []
-    for row, position in zip(rows, row_positions, strict=True):
-        if handle.wants_prompt_row(position + 1):
-            token_id = token_ids[position + 1]
-            if keep is not None:
-                keep(position + 1, logits[row])
-            logprob, rank, top = _core.token_logprobs(logits, row, token_id, wanted, completion.vocab_limit)
-            found.append((position + 1, token_id, logprob, rank, top))
+    for place, (_, position) in zip(places, pairs, strict=True):
+        token_id = token_ids[position]
+        if keep is not None:
+            keep(position, whole[place])
+        logprob, rank, top = _core.token_logprobs(whole, place, token_id, wanted, completion.vocab_limit)
+        found.append((position, token_id, logprob, rank, top))
     return found

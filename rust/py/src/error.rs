@@ -124,6 +124,7 @@ impl From<pyrite_sample::SampleError> for Fault {
             SampleError::NonFinite { .. } | SampleError::NoFiniteLogit { .. } => {
                 Self::new("BackendError", text).code("model_numerics")
             }
+            SampleError::BadCandidates { .. } => Self::internal(text),
             SampleError::EmptyStop { .. } | SampleError::StopTooLarge { .. } => {
                 Self::new("RequestError", text).field("stop")
             }

@@ -19,7 +19,7 @@ mod _core {
     #[pymodule_export]
     use super::cpu::{CpuExecutor, cpu_info, matrix_bytes, peak_flops, read_bandwidth};
     #[pymodule_export]
-    use super::sample::{Sample, Sampler, StopMatcher, sample, token_logprobs};
+    use super::sample::{Sample, Sampler, StopMatcher, sample, sample_candidates, token_logprobs};
     #[pymodule_export]
     use super::sched::{Scheduler, StepPlan};
 

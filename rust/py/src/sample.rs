@@ -1,10 +1,11 @@
-//! `_core.Sampler`, `_core.Sample`, `_core.sample`, `_core.token_logprobs` and `_core.StopMatcher`.
+//! `_core.Sampler`, `_core.Sample`, `_core.sample`, `_core.sample_candidates`, `_core.token_logprobs` and
+//! `_core.StopMatcher`.
 
-use numpy::PyReadonlyArray2;
+use numpy::{PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 use pyrite_sample as core;
 
-use crate::buffer::LogitRows;
+use crate::buffer::{Rows, not_contiguous};
 use crate::error::{Fault, detached};
 
 /// Token ids with their logprobs, best first.
@@ -41,6 +42,11 @@ impl Sampler {
             core::SamplerConfig { temperature, top_k, top_p, min_p, seed, stream, vocab_limit, logprobs };
         Ok(Self { inner: core::Sampler::new(config).map_err(Fault::from)? })
     }
+
+    /// Whether the best `num_candidates` tokens of a row may do for a draw.
+    fn may_use_candidates(&self, num_candidates: usize) -> bool {
+        self.inner.may_use_candidates(num_candidates)
+    }
 }
 
 /// One drawn token.
@@ -66,7 +72,7 @@ pub(crate) fn sample(
     logits: PyReadonlyArray2<'_, f32>,
     requests: Vec<(usize, Py<Sampler>, u64)>,
 ) -> PyResult<Vec<Option<Sample>>> {
-    let rows = LogitRows::new(&logits)?;
+    let rows = Rows::new("logits", &logits)?;
     let mut work = Vec::with_capacity(requests.len());
     for (row, sampler, position) in &requests {
         work.push((rows.row(*row)?, &sampler.get().inner, *position));
@@ -85,6 +91,37 @@ pub(crate) fn sample(
     })
 }
 
+/// Draw one token per request (row of the candidates, sampler, position) from the best tokens of each row.
+#[pyfunction]
+pub(crate) fn sample_candidates(
+    py: Python<'_>,
+    ids: PyReadonlyArray2<'_, i32>,
+    logits: PyReadonlyArray2<'_, f32>,
+    lse: PyReadonlyArray1<'_, f32>,
+    num_tokens: usize,
+    requests: Vec<(usize, Py<Sampler>, u64)>,
+) -> PyResult<Vec<Option<Sample>>> {
+    let (ids, logits) = (Rows::new("ids", &ids)?, Rows::new("logits", &logits)?);
+    let lse = lse.as_slice().map_err(|_| not_contiguous("lse"))?;
+    let mut work = Vec::with_capacity(requests.len());
+    for (row, sampler, position) in &requests {
+        let (row_ids, row_logits) = (ids.row(*row)?, logits.row(*row)?);
+        let Some(&row_lse) = lse.get(*row) else {
+            return Err(Fault::new("ShapeError", "there is no such row").field("lse").got(row).into());
+        };
+        let best = core::BestTokens::new(row_ids, row_logits, row_lse, num_tokens).map_err(Fault::from)?;
+        work.push((best, &sampler.get().inner, *position));
+    }
+    detached(py, || {
+        let mut scratch = core::Scratch::new();
+        work.iter()
+            .map(|(best, sampler, position)| {
+                Ok(sampler.sample_best(best, *position, &mut scratch)?.map(Sample::from))
+            })
+            .collect::<Result<Vec<_>, core::SampleError>>()
+    })
+}
+
 /// Logprob, rank and the most likely tokens of `token_id` in a row's raw distribution.
 #[pyfunction]
 #[pyo3(signature = (logits, row, token_id, top, vocab_limit))]
@@ -96,7 +133,7 @@ pub(crate) fn token_logprobs(
     top: u32,
     vocab_limit: usize,
 ) -> PyResult<(f32, u32, Ranked)> {
-    let row = LogitRows::new(&logits)?.row(row)?;
+    let row = Rows::new("logits", &logits)?.row(row)?;
     let found =
         detached(py, || core::token_logprobs(row, vocab_limit, token_id, top, &mut core::Scratch::new()))?;
     Ok((found.logprob, found.rank, found.top))

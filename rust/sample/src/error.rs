@@ -27,6 +27,14 @@ pub enum SampleError {
         /// Tokens of the row below the vocabulary limit.
         num_tokens: usize,
     },
+    /// A row's candidates are not what they must be: the best tokens below the limit, best first.
+    #[error("candidates: {what} at {index}")]
+    BadCandidates {
+        /// Place of the first one that is wrong.
+        index: usize,
+        /// What is wrong there.
+        what: &'static str,
+    },
     /// A stop string is empty: it would match everywhere.
     #[error("stop[{index}]: got an empty string, expected at least one character")]
     EmptyStop {

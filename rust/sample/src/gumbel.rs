@@ -8,7 +8,7 @@
 
 use crate::candidates::Candidates;
 use crate::error::SampleError;
-use crate::key::token_id;
+use crate::key;
 use crate::philox::{WIDTH, blocks, philox4x32_10};
 use crate::row::Row;
 use crate::temperature::Temperature;
@@ -100,8 +100,8 @@ pub(crate) fn draw(candidates: &Candidates<'_>, noise: Noise) -> u32 {
     }
     let mut leader = Leader::NONE;
     for &key in candidates.keys.iter() {
-        let id = token_id(key);
-        let x = candidates.temperature.scale(candidates.row.logits[id as usize]);
+        let id = key::token_id(key);
+        let x = candidates.temperature.scale(key::logit(key));
         if x + LARGEST >= leader.score {
             leader.offer(id, x, noise.bits(id));
         }

@@ -16,6 +16,13 @@ pub(crate) fn token_id(key: u64) -> u32 {
     !(key as u32)
 }
 
+/// The logit that a key was made of; 0.0 for -0.0.
+#[inline(always)]
+pub(crate) fn logit(key: u64) -> f32 {
+    let ordered = (key >> 32) as u32;
+    f32::from_bits(if ordered >> 31 == 1 { ordered & 0x7FFF_FFFF } else { !ordered })
+}
+
 /// Fill `keys` with the best `count` tokens of the row, best first; tokens at -inf are left out.
 ///
 /// One pass over the row with a buffer of at most `2 * count + 1024` keys; linear in the row plus the sort of `count`.
@@ -68,6 +75,15 @@ mod tests {
             best(&row, count, &mut keys);
             prop_assert_eq!(keys.into_iter().map(token_id).collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn a_key_gives_back_its_logit_and_id() {
+        for value in [0.0f32, 1.5, -1.5, 1e-40, -1e-40, f32::MAX, f32::MIN, f32::NEG_INFINITY] {
+            let made = key(value, 77);
+            assert_eq!((logit(made).to_bits(), token_id(made)), (value.to_bits(), 77));
+        }
+        assert_eq!(logit(key(-0.0, 3)).to_bits(), 0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! The chain has one order: temperature, top-k, top-p, min-p, draw. A draw is a pure function of the row, the settings,
 //! the seed, the stream and the position ([`gumbel`]); nothing is carried from one draw to the next, so batching,
 //! preemption and speculation cannot change a token. [`naive`] says the same in a few slow lines and is the
-//! specification that the fast path is tested against.
+//! specification that the fast path is tested against. Where a device has picked the best tokens of a row, a draw may
+//! need no more than those ([`BestTokens`]); it is the draw from the whole row or none.
 //!
 //! Rules that hold everywhere in this crate:
 //! - Ties go to the lowest id: in greedy decoding, at the boundary of top-k and top-p, in the draw, and in lists.
@@ -11,6 +12,7 @@
 //!   them out. A limit beyond the row is the row's length.
 //! - An id whose logit is -inf has probability zero; NaN and +inf fail the row.
 
+mod best;
 mod candidates;
 pub mod error;
 mod exp;
@@ -27,6 +29,7 @@ mod temperature;
 mod top_k;
 mod top_p;
 
+pub use best::BestTokens;
 pub use error::SampleError;
 pub use logprobs::{TokenLogprobs, token_logprobs};
 pub use sampler::{Sample, Sampler, SamplerConfig};

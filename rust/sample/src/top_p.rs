@@ -45,7 +45,7 @@ pub(crate) fn apply(candidates: &mut Candidates<'_>, p: f32) {
 }
 
 /// How many listed tokens, best first, reach the mass `target`; `None` when all of them together do not.
-fn nucleus(candidates: &Candidates<'_>, target: f64) -> Option<usize> {
+pub(crate) fn nucleus(candidates: &Candidates<'_>, target: f64) -> Option<usize> {
     let mut mass = 0.0;
     for (before, &key) in candidates.keys.iter().enumerate() {
         mass += candidates.weight(key);
