@@ -3,7 +3,9 @@
 //! Ops that treat rows alone (norms, rope, glu, add, ...) form chains that run row by row while the row is in the
 //! cache. This needs row t of every buffer of a slot to lie in the same place, so all of them use the slot's stride.
 
+use super::fuse::{FusedLinear, buffer_uses, fused_linear};
 use crate::error::CpuError;
+use crate::ops::qlinear::Then;
 use crate::program::{Op, Program, RowsOf, View};
 
 /// Where a view lives.
@@ -36,6 +38,10 @@ pub(super) enum Phase {
         out: Place,
         weight: usize,
         bias: Option<usize>,
+        /// Of x; integer weights only.
+        norm: Option<NormOf>,
+        /// Other than `Store` for integer weights only.
+        then: Then,
     },
     KvStore {
         k: Place,
@@ -57,6 +63,14 @@ pub(super) enum Phase {
         multiplier: f32,
         soft_cap: Option<f32>,
     },
+}
+
+/// Numbers of an RMS norm.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormOf {
+    pub(super) weight: Option<usize>,
+    pub(super) eps: f32,
+    pub(super) weight_offset: f32,
 }
 
 /// An op on one row.
@@ -124,6 +138,16 @@ pub(super) struct Plan {
     pub(super) head_shapes: Vec<HeadShape>,
 }
 
+impl Plan {
+    /// Weight, use and rows of the first linear after a phase.
+    pub(super) fn next_linear(&self, index: usize) -> Option<(usize, Then, RowsOf)> {
+        self.phases[index + 1..].iter().find_map(|phase| match phase {
+            Phase::Linear { x, weight, then, .. } => Some((*weight, *then, x.rows)),
+            _ => None,
+        })
+    }
+}
+
 struct Compiler<'a> {
     program: &'a Program,
     /// First element and stride of each slot.
@@ -159,9 +183,19 @@ pub(super) fn compile(program: &Program, max_tokens: usize, max_rows: usize) -> 
     if !program.rope_tables.is_empty() {
         compiler.row_op(RowsOf::T, RowOp::RopeTables);
     }
-    for (index, op) in program.ops.iter().enumerate() {
+    let (uses, mut index) = (buffer_uses(program), 0);
+    while let Some(op) = program.ops.get(index) {
         let unresolved = || CpuError::Program { op: Some(index), what: "unchecked program".into() };
-        compiler.op(op).ok_or_else(unresolved)?;
+        index += match fused_linear(program, &uses, index) {
+            Some(fused) => {
+                compiler.fused_linear(&fused).ok_or_else(unresolved)?;
+                fused.count
+            }
+            None => {
+                compiler.op(op).ok_or_else(unresolved)?;
+                1
+            }
+        };
     }
     Ok(compiler.plan)
 }
@@ -193,7 +227,8 @@ impl Compiler<'_> {
             Op::Linear { x, out, weight, bias } => {
                 let (x, out) = (self.place(x)?, self.place(out)?);
                 let (weight, bias) = (self.parameter(weight)?, self.optional(bias)?);
-                self.plan.phases.push(Phase::Linear { x, out, weight, bias });
+                let (norm, then) = (None, Then::Store);
+                self.plan.phases.push(Phase::Linear { x, out, weight, bias, norm, then });
             }
             Op::Rope { x, num_heads: _, head_dim, table } => {
                 let x = self.place(x)?;
@@ -232,6 +267,20 @@ impl Compiler<'_> {
                 }
             }
         }
+        Some(())
+    }
+
+    fn fused_linear(&mut self, fused: &FusedLinear<'_>) -> Option<()> {
+        let Op::Linear { weight, bias, .. } = fused.linear else { return None };
+        let norm = match fused.norm {
+            Some(Op::RmsNorm { weight, eps, weight_offset, .. }) => {
+                Some(NormOf { weight: self.optional(weight)?, eps: *eps, weight_offset: *weight_offset })
+            }
+            _ => None,
+        };
+        let (x, out, then) = (self.place(&fused.x)?, self.place(&fused.out)?, fused.then);
+        let (weight, bias) = (self.parameter(weight)?, self.optional(bias)?);
+        self.plan.phases.push(Phase::Linear { x, out, weight, bias, norm, then });
         Some(())
     }
 

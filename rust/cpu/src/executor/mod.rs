@@ -1,6 +1,7 @@
 //! A packed model with its KV blocks, scratch memory and threads: runs one program, one call per step.
 
 mod compile;
+mod fuse;
 mod profile;
 mod replay;
 mod step_check;

@@ -7,6 +7,7 @@ use super::Model;
 use super::compile::{Base, Phase, Place, Plan};
 use super::step_check::StepSize;
 use crate::isa::Isa;
+use crate::ops::qlinear::Then;
 use crate::program::{Program, RowsOf};
 use crate::step::StepView;
 use crate::tensor::DType;
@@ -158,9 +159,10 @@ fn cost(phase: &Phase, model: &Model, step: &StepView<'_>, size: StepSize) -> (u
     let bytes = |place: &Place| 4 * rows(place) * place.width as u64;
     match phase {
         Phase::Rows(..) => (0, 0),
-        Phase::Linear { x, out, weight, .. } if rows(x) > 0 => {
+        Phase::Linear { x, out, weight, then, .. } if rows(x) > 0 => {
             let weight = model.weights.get(*weight).map_or(0, Weight::bytes) as u64;
-            (weight + bytes(x) + bytes(out), 2 * rows(x) * x.width as u64 * out.width as u64)
+            let outputs = out.width as u64 * if *then == Then::Glu { 2 } else { 1 };
+            (weight + bytes(x) + bytes(out), 2 * rows(x) * x.width as u64 * outputs)
         }
         Phase::Linear { .. } => (0, 0),
         Phase::KvStore { group, .. } => (size.tokens as u64 * slot_bytes(model, *group), 0),

@@ -1,14 +1,14 @@
 //! One step on all workers: the phases of a plan, one after another, each ending in a barrier.
 
 use super::Model;
-use super::compile::{Base, Phase, Place, RowOp};
+use super::compile::{Base, NormOf, Phase, Place, RowOp};
 use super::profile::Profile;
 use super::step_check::StepSize;
 use crate::ops::attention::{AttentionArgs, attention, copy_blocks, kv_store};
 use crate::ops::elementwise::{add, gate, glu, scale, soft_cap};
 use crate::ops::linear::linear;
 use crate::ops::norm::{Norm, head_norm, rms_norm};
-use crate::ops::qlinear::qlinear;
+use crate::ops::qlinear::{QLinear, prefetch_start, qlinear_fused};
 use crate::ops::rope::{rope, rope_table};
 use crate::pool::Worker;
 use crate::program::RowsOf;
@@ -40,22 +40,31 @@ impl<'a> Replay<'a> {
             }
         }
         for (index, phase) in self.model.plan.phases.iter().enumerate() {
-            self.phase(worker, phase);
+            self.phase(worker, index, phase);
             if let (Some(profile), 0) = (self.profile, worker.index()) {
                 profile.stamp(index);
             }
         }
     }
 
-    fn phase(&self, worker: &Worker<'_>, phase: &Phase) {
+    fn phase(&self, worker: &Worker<'_>, index: usize, phase: &Phase) {
         let (model, isa) = (self.model, self.model.isa);
         match phase {
-            Phase::Rows(rows, chain) => self.chain(worker, *rows, chain),
-            Phase::Linear { x, out, weight, bias } => {
+            Phase::Rows(rows, chain) => self.chain(worker, index, *rows, chain),
+            Phase::Linear { x, out, weight, bias, norm, then } => {
                 let bias = bias.map(|bias| self.vector(bias));
                 let (x, out) = (self.read(*x), self.write(*out));
-                if x.rows() > 0 {
-                    self.linear(worker, x, *weight, bias, out);
+                if x.rows() == 0 {
+                    return;
+                }
+                match self.weight(*weight) {
+                    Weight::Matrix(matrix) => linear(worker, isa, x, matrix, bias, out, &model.linear),
+                    Weight::Quantized(matrix) => {
+                        let norm = norm.map(|norm| self.norm(norm));
+                        let what = QLinear { x, norm, weight: matrix, bias, then: *then, out };
+                        qlinear_fused(worker, isa, &what, &model.linear, || self.look_ahead(worker, index));
+                    }
+                    Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),
                 }
             }
             Phase::KvStore { k, v, group, layer } => {
@@ -83,19 +92,28 @@ impl<'a> Replay<'a> {
     }
 
     /// All ops of a chain on one row, then on the next. A row's results depend on no other row.
-    fn chain(&self, worker: &Worker<'_>, rows: RowsOf, chain: &[RowOp]) {
+    fn chain(&self, worker: &Worker<'_>, index: usize, rows: RowsOf, chain: &[RowOp]) {
         let count = self.count(rows);
         if count == 0 {
             return;
         }
         let chunk = count.div_ceil(CHUNKS_PER_WORKER * worker.count());
-        worker.share(count.div_ceil(chunk), |item| {
+        let work = |item: usize| {
             for row in item * chunk..count.min((item + 1) * chunk) {
                 for op in chain {
                     self.row_op(op, row);
                 }
             }
-        });
+        };
+        worker.share_then(count.div_ceil(chunk), work, || self.look_ahead(worker, index));
+    }
+
+    /// Ask for the weights that this worker will stream next, before it waits for the others at the end of a phase.
+    fn look_ahead(&self, worker: &Worker<'_>, index: usize) {
+        let Some((weight, then, rows)) = self.model.plan.next_linear(index) else { return };
+        if let Weight::Quantized(matrix) = self.weight(weight) {
+            prefetch_start(worker, self.model.isa, matrix, then, self.count(rows));
+        }
     }
 
     fn row_op(&self, op: &RowOp, row: usize) {
@@ -112,8 +130,8 @@ impl<'a> Replay<'a> {
                 }
             }
             RowOp::RmsNorm { x, out, weight, eps, weight_offset } => {
-                let weight = weight.map(|weight| self.vector(weight));
-                let norm = Norm { weight, eps: *eps, weight_offset: *weight_offset, scale: 1.0 };
+                let norm = NormOf { weight: *weight, eps: *eps, weight_offset: *weight_offset };
+                let norm = self.norm(norm);
                 rms_norm(isa, self.row(*x, row), norm, self.row_mut(*out, row));
             }
             RowOp::HeadNorm { x, head_dim, weight, eps, weight_offset, scale } => {
@@ -212,21 +230,9 @@ impl<'a> Replay<'a> {
         unsafe { self.write(place).row(row) }
     }
 
-    /// The float or the integer matmul, as the weight is kept.
-    fn linear(
-        &self,
-        worker: &Worker<'_>,
-        x: Rows<'_>,
-        weight: usize,
-        bias: Option<&[f32]>,
-        out: RowsMut<'_>,
-    ) {
-        let (isa, scratch) = (self.model.isa, &self.model.linear);
-        match self.weight(weight) {
-            Weight::Matrix(matrix) => linear(worker, isa, x, matrix, bias, out, scratch),
-            Weight::Quantized(matrix) => qlinear(worker, isa, x, matrix, bias, out, scratch),
-            Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),
-        }
+    fn norm(&self, norm: NormOf) -> Norm<'a> {
+        let NormOf { weight, eps, weight_offset } = norm;
+        Norm { weight: weight.map(|weight| self.vector(weight)), eps, weight_offset, scale: 1.0 }
     }
 
     fn weight(&self, index: usize) -> &'a Weight {

@@ -60,13 +60,6 @@ pub struct QLinear<'a> {
     pub out: RowsMut<'a>,
 }
 
-impl QLinear<'_> {
-    /// Whether [`Then::Glu`] can take this matrix: both halves must be whole panels.
-    pub fn can_glu(weight: &QuantizedMatrix) -> bool {
-        weight.rows().is_multiple_of(2 * packed::PANEL)
-    }
-}
-
 /// `out[m, n] = sum over k of weight[n, k] * x[m, k], + bias[n]`, by the arithmetic that the module describes.
 ///
 /// As [`qlinear_fused`] with nothing that rides along.
@@ -93,7 +86,7 @@ pub fn qlinear(
 /// A scratch serves one pool: no second call may use it, nor anybody write `x` or touch `out`, before all workers return.
 ///
 /// # Panics
-/// When shapes disagree, [`QLinear::can_glu`] says no to a [`Then::Glu`], the scratch is too small, or the processor does
+/// When shapes disagree, [`QuantizedMatrix::has_whole_halves`] says no to a [`Then::Glu`], the scratch is too small, or the processor does
 /// not support `isa`.
 pub fn qlinear_fused(
     worker: &Worker<'_>,
@@ -109,7 +102,10 @@ pub fn qlinear_fused(
     assert_eq!(out.width() * halves, weight.rows(), "columns of out, rows of weight");
     assert_eq!(x.rows(), out.rows(), "rows of x and out");
     assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "one bias per row of weight");
-    assert!(then != Then::Glu || QLinear::can_glu(weight), "a half is not whole panels");
+    assert!(
+        then != Then::Glu || QuantizedMatrix::has_whole_halves(weight.rows()),
+        "a half is not whole panels"
+    );
     assert!(worker.count() <= scratch.num_workers(), "scratch has too few workers");
     if x.rows() == 0 {
         return;

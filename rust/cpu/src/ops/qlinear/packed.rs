@@ -102,6 +102,11 @@ impl QuantizedMatrix {
         panel_bytes(cols, format)?.checked_mul(rows.div_ceil(PANEL))
     }
 
+    /// Whether both halves of so many rows are whole panels, which a gated activation on the way out needs.
+    pub fn has_whole_halves(rows: usize) -> bool {
+        rows.is_multiple_of(2 * PANEL)
+    }
+
     /// Output rows.
     pub fn rows(&self) -> usize {
         self.rows
