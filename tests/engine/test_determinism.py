@@ -1,7 +1,7 @@
 """One answer: a request's tokens and logprobs do not depend on anything that runs beside it or on how it was cut up.
 
-Run on the starter model and on tiny checkpoints of every family, greedy and sampled requests mixed. The planted
-breaches at the end show that this very comparison would notice.
+Run on the starter model and on tiny checkpoints of every family, float and quantized, with greedy and sampled requests
+mixed. The planted breaches at the end show that this very comparison would notice.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ import pyrite
 import pytest
 from pyrite import LLM, SamplingParams
 from pyrite.engine import logits as step_logits
+from quantizable import quantizable
 from tiny_models import FAMILIES, ORDINARY_IDS, tiny
 
 Fingerprint = list[tuple[tuple[int, ...], tuple[float, ...]]]
 
+MODELS = (*FAMILIES, "qwen3-int4", "muse_glimmer-int8")
 BASE: dict[str, Any] = {"max_model_len": 256, "num_threads": 2, "max_num_seqs": 16, "seed": 0}
+
+
+def keywords(model: str) -> dict[str, Any]:
+    """Those of `LLM` that say which of `MODELS`."""
+    family, _, quantization = model.partition("-")
+    folder = quantizable(family) if quantization else tiny(family)
+    return {"model": folder, "quantization": quantization or None}
 
 
 def requests(count: int, longest: int, max_tokens: int) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
@@ -81,12 +90,12 @@ def test_sixty_four_at_once_equal_one_at_a_time() -> None:
     assert batched_s < serial_s
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_around_a_request_changes_it(family: str) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_around_a_request_changes_it(model: str) -> None:
     """Budgets, block sizes, threads, prefix hits and a pool that is too small."""
     prompts, params = requests(10, 100, 20)
-    folder = str(tiny(family))
-    with LLM(folder, **BASE) as llm:
+    base = {**BASE, **keywords(model)}
+    with LLM(**base) as llm:
         golden = one_at_a_time(llm, prompts, params)
     variants: dict[str, dict[str, Any]] = {
         "budget-16": {"max_num_batched_tokens": 16},
@@ -100,7 +109,7 @@ def test_nothing_around_a_request_changes_it(family: str) -> None:
         "two-at-a-time": {"max_num_seqs": 2},
     }
     for name, changes in variants.items():
-        with LLM(folder, **{**BASE, **changes}) as llm:
+        with LLM(**{**base, **changes}) as llm:
             assert fingerprint(llm, prompts, params) == golden, name
             again = llm.metrics()["prefix_hit_tokens"]
             assert fingerprint(llm, prompts, params) == golden, f"{name}, second time"
@@ -108,16 +117,16 @@ def test_nothing_around_a_request_changes_it(family: str) -> None:
             assert (hits > 0) == (name != "no-prefix-cache"), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_preemption_changes_nothing(family: str) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_preemption_changes_nothing(model: str) -> None:
     """A pool so small that running requests lose their blocks and are recomputed."""
     prompts, params = requests(8, 90, 40)
-    folder = str(tiny(family))
-    with LLM(folder, **BASE) as llm:
+    base = {**BASE, **keywords(model)}
+    with LLM(**base) as llm:
         golden = one_at_a_time(llm, prompts, params)
-    ten_blocks = pyrite.plan(folder, max_model_len=160, max_num_seqs=1, block_size=16).kv_bytes
-    tight = {**BASE, "max_model_len": 144, "block_size": 16, "kv_cache_memory": ten_blocks}
-    with LLM(folder, **tight) as llm:
+    ten_blocks = pyrite.plan(**keywords(model), max_model_len=160, max_num_seqs=1, block_size=16).kv_bytes
+    tight = {**base, "max_model_len": 144, "block_size": 16, "kv_cache_memory": ten_blocks}
+    with LLM(**tight) as llm:
         assert fingerprint(llm, prompts, params) == golden
         metrics = llm.metrics()
         assert metrics["preemptions"] > 0
