@@ -28,6 +28,10 @@ Fused ops, made by the passes of `models/fuse.py` for the backends that name the
 | `add_rms_norm` | x, y [rows, width], weight [width] or none | x in place, out [rows, width] | `add`, then `rms_norm` of the sum |
 | `qk_norm_rope_store` | q [T, num_heads * head_dim], k, v [T, num_kv_heads * head_dim], positions [T], slot_mapping [T] | q in place, cache of (group, layer) | `head_norm` of q and of k (each where given), `rope` of both (where a table is given), `kv_store`. The buffer of k keeps its old content |
 
+A matrix with a scheme (`Parameter.quant`) is the integers that `quant/reference.py` finds. `embed` gives `(code - zero) *
+scale` of a row. A linear on the CPU rounds its inputs to int8 and is `integer_matmul` of that module; on a GPU it takes
+them as they are, times `(code - zero) * scale`.
+
 Determinism (every backend): the result for a row may not depend on T, R, S, on other rows, on how a prompt was cut into
 steps, on block size or numbers, or on the number of threads. The sum over `in` of a `linear` is cut into spans fixed by
 the weight's shape; keys are cut at fixed absolute positions and partial results are merged in ascending order.
