@@ -6,7 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from pyrite_kernels import int8_matmul, quantize_rows_fp8, quantize_rows_int8
+from pyrite_kernels import fp8_matmul, int8_matmul, quantize_rows_fp8, quantize_rows_int8
+from pyrite_kernels.fp8_matmul import cases as fp8_cases
+from pyrite_kernels.fp8_matmul import reference as fp8_reference
+from pyrite_kernels.fp8_matmul.cases import Fp8Case
 from pyrite_kernels.int8_matmul import cases as int8_cases
 from pyrite_kernels.int8_matmul import reference as int8_reference
 from pyrite_kernels.matmul.cases import MatmulCase
@@ -21,6 +24,7 @@ from suite.names import dtype_name
 
 CUBLAS = "cublas"
 INT_MM = "torch int_mm + scales"
+SCALED_MM = "torch scaled_mm"
 
 
 def quantize_rows_benches(*, tiny: bool) -> list[Bench]:
@@ -39,6 +43,16 @@ def int8_benches(*, tiny: bool) -> list[Bench]:
     """`int8_matmul` beside cuBLAS in 16 bits, and beside torch's integer product followed by the scales."""
     cases = int8_cases.CASES[:2] if tiny else int8_cases.BENCH_CASES
     return [product_bench("int8_matmul", case, "int8", _int8_trial, (CUBLAS, INT_MM)) for case in cases]
+
+
+def fp8_benches(*, tiny: bool) -> list[Bench]:
+    """`fp8_matmul` beside cuBLAS in 16 bits, and beside torch's scaled product where scales are of channels."""
+    made = []
+    for case in (fp8_cases.CASES[0], fp8_cases.CASES[5]) if tiny else fp8_cases.BENCH_CASES:
+        blocks = case.in_features // 128 * (case.rows + -(-case.out_features // 128))
+        peers = (CUBLAS,) if case.blockwise else (CUBLAS, SCALED_MM)
+        made.append(product_bench("fp8_matmul", case, "fp8", _fp8_trial, peers, 4 * blocks if case.blockwise else 0))
+    return made
 
 
 def product_bench(
@@ -115,3 +129,38 @@ def _int8_trial(case: MatmulCase, seed: int) -> Trial:
     floats = (x_q * x_scale[:, None], weight_q * weight_scale[:, None])
     peers = {CUBLAS: partial(cublas, case, *floats, residual, ours), INT_MM: int_mm}
     return Trial(lambda: int8_matmul(*x.operands, residual=residual, out=out), check, peers)
+
+
+def _fp8_trial(case: Fp8Case, seed: int) -> Trial:
+    x = fp8_cases.make_inputs(case, seed)
+    x_q, x_scale, weight_q, weight_scale = x.operands
+    out = torch.empty((case.rows, case.out_features), dtype=case.dtype, device=x_q.device)
+
+    def ours() -> torch.Tensor:
+        return fp8_matmul(*x.operands, out_dtype=case.dtype)
+
+    def check() -> None:
+        expected = fp8_reference.fp8_matmul(*x.operands, out_dtype=case.dtype)
+        assert_close(ours(), expected, max_error=5e-2, rms_error=1e-2)
+
+    def scaled_mm() -> Ready:
+        if not x_q.is_cuda or case.dtype != torch.bfloat16:
+            raise Missing("needs a GPU, and bf16 results")
+        product = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+        scales = {"scale_a": x_scale[:, None], "scale_b": weight_scale[None, :]}
+
+        def call() -> torch.Tensor:
+            return product(x_q, weight_q.t(), **scales, out_dtype=case.dtype, use_fast_accum=False)
+
+        same(call(), ours())
+        return Ready(call, "scales of rows and channels, without fast accumulation")
+
+    if case.blockwise:
+        floats = (
+            x_q.float() * x_scale.repeat_interleave(128, 1),
+            fp8_reference.block_floats(weight_q, weight_scale),
+        )
+    else:
+        floats = (x_q.float() * x_scale[:, None], weight_q.float() * weight_scale[:, None])
+    peers = {CUBLAS: partial(cublas, case, *floats, None, ours), SCALED_MM: scaled_mm}
+    return Trial(lambda: fp8_matmul(*x.operands, out=out), check, peers)

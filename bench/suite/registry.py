@@ -15,6 +15,7 @@ MAKERS = (
     grouped.grouped_benches,
     grouped.sort_benches,
     eight_bit.int8_benches,
+    eight_bit.fp8_benches,
     eight_bit.quantize_rows_benches,
     small.norm_benches,
     small.qk_benches,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyrite_kernels.embed.launch import embed
+    from pyrite_kernels.fp8_matmul.launch import fp8_matmul
     from pyrite_kernels.gate.launch import gate
     from pyrite_kernels.glu.launch import glu
     from pyrite_kernels.grouped_matmul.launch import grouped_matmul, sort_by_expert
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "QuantizedWeight",
     "embed",
+    "fp8_matmul",
     "gate",
     "glu",
     "grouped_matmul",
@@ -55,6 +57,7 @@ __all__ = [
 _PUBLIC = {
     "QuantizedWeight": "quantized",
     "embed": "embed.launch",
+    "fp8_matmul": "fp8_matmul.launch",
     "gate": "gate.launch",
     "glu": "glu.launch",
     "grouped_matmul": "grouped_matmul.launch",

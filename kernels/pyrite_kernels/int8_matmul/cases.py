@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 
 from pyrite_kernels.aot import AotCase
 from pyrite_kernels.int8_matmul.kernel import merge_kernel, split_kernel, tiled_kernel
@@ -81,6 +82,9 @@ PRODUCTS = {
     "gfx942": r"v_mfma_i32_\d+x\d+x\d+_i8",
 }
 """The matrix instruction of a target."""
+
+if triton.__version__.startswith("3.6."):  # which has no newer integer product for sm_100
+    PRODUCTS["sm_100"] = PRODUCTS["sm_80"]
 
 POINTERS = {"x_ptr": "*i8", "w_ptr": "*i8", "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "part_ptr": "*i32"}
 
