@@ -48,7 +48,7 @@ class AotCase:
         kernel: the `@triton.jit` function.
         signature: parameter name -> type in Triton's spelling ("*bf16", "i32", "fp32", "constexpr"), all parameters.
         constexprs: values of the "constexpr" parameters.
-        num_warps, num_stages: as `launch.py` chooses them for this target.
+        num_warps, num_stages, max_registers: as `launch.py` chooses them for this target.
         aligned: parameters that are divisible by 16 (pointers and strides); without it loads are not vectorised.
         expect: regular expressions that the PTX must match (wgmma on sm_90, mma on sm_80, 16-byte loads, ...).
     """
@@ -61,6 +61,7 @@ class AotCase:
     num_stages: int
     aligned: tuple[str, ...] = ()
     expect: tuple[str, ...] = field(default=())
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def compile_case(arch: str, case: AotCase) -> AotResult:
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned}
     constants = {(names.index(name),): value for name, value in case.constexprs.items()}
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": False}
+    options |= {} if case.max_registers is None else {"maxnreg": case.max_registers}
     source = ASTSource(case.kernel, dict(case.signature), constants, aligned)  # type: ignore[arg-type]
     compiled: Any = triton.compile(source, target=target, options=options)
     assembly = compiled.asm["amdgcn" if arch.startswith("gfx") else "ptx"]

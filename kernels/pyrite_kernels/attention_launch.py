@@ -31,16 +31,25 @@ def key_tile(arch: str, block_d: int, query_bytes: int) -> int:
         return 16 if block_d > 128 else 32
     if block_d > 128:
         return 64 if arch in ("sm_90", "sm_100") else 32
-    return 32 if block_d > 64 and arch in ("sm_80", "sm_89") else 64
+    return 32 if block_d > 64 and arch in ("sm_80", "sm_89", "gfx942") else 64
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How one kernel is compiled: rows of a program, warps, stages of the key pipeline."""
+    """How one kernel is compiled: rows of a program, warps, stages of the key pipeline.
+
+    max_registers: of a thread, where ptxas would settle for far fewer and spill what it saves.
+    """
 
     block_m: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """What a launch passes to Triton."""
+        registers = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **registers}
 
 
 def architecture(device: torch.device) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from pyrite_kernels import paged_decode, ragged_prefill
+from pyrite_kernels.aot import ARCHS
 from pyrite_kernels.paged_decode import launch, reference
 from pyrite_kernels.paged_decode.cases import CASES
+from pyrite_kernels.ragged_prefill import launch as prefill_launch
 from pyrite_kernels.ragged_prefill.cases import CASES as PREFILL_CASES
 from pyrite_kernels.ragged_prefill.cases import AttentionCase, make_inputs
 from pyrite_kernels.testing import assert_close, device, poisoned
@@ -106,6 +108,17 @@ def test_a_swapped_page_is_caught() -> None:
     table[0, 1] = table[1, 0]
     with pytest.raises(AssertionError, match="max error"):
         assert_close(got, reference.paged_decode(*x.decode()[:3], table, x.seq_lens, **x.options), **bounds(case))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("block_d", [16, 64, 128, 256])
+@pytest.mark.parametrize("query_bytes", [2, 4])
+def test_a_warp_has_as_many_rows_as_in_prefill(arch: str, block_d: int, query_bytes: int) -> None:
+    """Only then does a row sum in one order in both; a warp that shares its rows must share them with as many."""
+    ours, theirs = (module.config(arch, block_d, query_bytes) for module in (launch, prefill_launch))
+    assert ours.block_m / ours.num_warps == theirs.block_m / theirs.num_warps
+    if ours.block_m < 16 * ours.num_warps:
+        assert ours.block_m == theirs.block_m
 
 
 def test_no_sequences() -> None:

@@ -34,18 +34,19 @@ def config(arch: str, block_d: int, query_bytes: int) -> AttentionConfig:
 
     On GPUs a program has as many rows as one group of warps multiplies with the instruction that prefill uses (64 rows
     in 4 warps; 128 in 8 before sm_90), though few hold a query: every warp owns whole rows, so that a row sums in the
-    same order in both ops.
+    same order in both ops. On sm_100 and gfx942 rows and warps are those of prefill.
     """
     if arch == "interpreter":
         return AttentionConfig(block_m=32, num_warps=4, num_stages=1)
-    if query_bytes == 4:
+    if arch == "sm_100":
+        return AttentionConfig(block_m=64, num_warps=8, num_stages=1 if block_d > 128 or query_bytes == 4 else 3)
+    if query_bytes == 4 or arch == "gfx942":
         return AttentionConfig(block_m=64, num_warps=4, num_stages=1)
     if block_d > 128:
         return AttentionConfig(block_m=64, num_warps=4, num_stages=2 if arch == "sm_90" else 1)
     if arch in ("sm_80", "sm_89"):
         return AttentionConfig(block_m=128, num_warps=8, num_stages=3 if arch == "sm_80" else 2)
-    stages = {"sm_90": 3, "sm_100": 3, "gfx942": 1}[arch]
-    return AttentionConfig(block_m=64, num_warps=4, num_stages=stages)
+    return AttentionConfig(block_m=64, num_warps=4, num_stages=3)
 
 
 def paged_decode(
@@ -140,8 +141,7 @@ def paged_decode(
         HAS_CAP=soft_cap is not None,
         HAS_WINDOW=window is not None,
         PRECISION=dot_precision(arch),
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        **chosen.options(),
         enable_fp_fusion=False,
     )
     _decode_merge_kernel[(num_seqs * num_heads,)](

@@ -245,6 +245,7 @@ def attention_cases(kernel: Any, arch: str, config: Any, sinks: bool) -> Iterato
             constexprs=constexprs,
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
+            max_registers=chosen.max_registers,
             aligned=aot_aligned(signature),
             expect=matmul_instruction(arch, shape.dtype),
         )

@@ -26,15 +26,20 @@ _ragged_prefill_kernel: Any = kernel.ragged_prefill_kernel
 
 
 def config(arch: str, block_d: int, query_bytes: int) -> AttentionConfig:
-    """The committed configuration: every warp owns whole rows, so that a row sums in the same order in decode."""
+    """The committed configuration; a row sums in the same order in decode.
+
+    Before sm_100 every warp owns whole rows, in both ops. On sm_100 and gfx942 both have tiles of one size, so small
+    that the sums of all keys and those of a split stay in registers.
+    """
     if arch == "interpreter":
         return AttentionConfig(block_m=32, num_warps=4, num_stages=1)
-    if query_bytes == 4:
+    if arch == "sm_100":
+        return AttentionConfig(block_m=64, num_warps=8, num_stages=1 if block_d > 128 or query_bytes == 4 else 3)
+    if query_bytes == 4 or arch == "gfx942":
         return AttentionConfig(block_m=64, num_warps=4, num_stages=1)
     if block_d > 128:
-        return AttentionConfig(block_m=128, num_warps=8, num_stages=2 if arch == "sm_90" else 1)
-    stages = {"sm_80": 3, "sm_89": 2, "sm_90": 3, "sm_100": 3, "gfx942": 1}[arch]
-    return AttentionConfig(block_m=128, num_warps=8, num_stages=stages)
+        return AttentionConfig(128, 8, 1 if arch == "sm_89" else 2, None if arch == "sm_90" else 255)
+    return AttentionConfig(block_m=128, num_warps=8, num_stages=2 if arch == "sm_89" else 3)
 
 
 def ragged_prefill(
@@ -129,8 +134,7 @@ def ragged_prefill(
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
         PRECISION=dot_precision(arch),
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
+        **chosen.options(),
         enable_fp_fusion=False,
     )
     return out
