@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyrite_kernels import (
     QuantizedWeight,
+    fp8_matmul,
     grouped_matmul,
     int8_matmul,
     matmul,
@@ -24,8 +25,12 @@ from pyrite_kernels import (
     rms_norm_int8,
     select_candidates,
 )
+from pyrite_kernels.fp8_matmul.cases import Fp8Case
+from pyrite_kernels.fp8_matmul.cases import Inputs as Fp8Inputs
+from pyrite_kernels.fp8_matmul.cases import make_inputs as fp8_inputs
 from pyrite_kernels.grouped_matmul.cases import GroupedCase
 from pyrite_kernels.grouped_matmul.cases import make_inputs as grouped_inputs
+from pyrite_kernels.int8_matmul.cases import Inputs as Int8Inputs
 from pyrite_kernels.int8_matmul.cases import make_inputs as int8_inputs
 from pyrite_kernels.matmul.cases import ROWS, MatmulCase
 from pyrite_kernels.matmul.cases import make_inputs as float_inputs
@@ -56,7 +61,11 @@ def all_checks(*, tiny: bool) -> dict[str, Callable[[], None]]:
         for bits in (4, 8):
             packed = QuantizedCase("", max(rows), outputs, inputs, dtype, bits=bits, group_size=32)
             checks[f"qmatmul/rows_int{bits}_{size}"] = partial(_integer_rows, packed, rows)
-        checks[f"int8_matmul/rows_{size}"] = partial(_int8_rows, case, rows)
+        checks[f"int8_matmul/rows_{size}"] = partial(_eight_bit_rows, int8_matmul, partial(int8_inputs, case), rows)
+        for blockwise in (False, True):
+            scaled = Fp8Case("", max(rows), outputs, 1152 if tiny else inputs, dtype, blockwise=blockwise)
+            name = f"fp8_matmul/rows_{'blocks' if blockwise else 'channels'}_{size}"
+            checks[name] = partial(_eight_bit_rows, fp8_matmul, partial(fp8_inputs, scaled), rows)
     for bits in (0, 4):
         sizes = (1, 0, 17, 2) if tiny else (1, 0, 70, 3, 700, 16)
         case = GroupedCase("", sizes, *((34, 1056) if tiny else (1536, 2048)), dtype, bits=bits, group_size=32)
@@ -129,14 +138,17 @@ def _integer_rows(case: QuantizedCase, rows: tuple[int, ...]) -> None:
     _rows(lambda part: qmatmul(part, qweight, **x.options), x.x, rows)
 
 
-def _int8_rows(case: MatmulCase, rows: tuple[int, ...]) -> None:
-    x = int8_inputs(case)
+def _eight_bit_rows(
+    op: Callable[..., torch.Tensor], make: Callable[[], Int8Inputs | Fp8Inputs], rows: tuple[int, ...]
+) -> None:
+    """First and last rows alone, each with its scales."""
+    x = make()
     codes, scales, *weight = x.operands
     total = len(codes)
-    whole = repeated(lambda: int8_matmul(*x.operands, **x.options))
+    whole = repeated(lambda: op(*x.operands, **x.options))
     for count in rows:
         for start, end in ((0, count), (total - count, total)):
-            got = int8_matmul(codes[start:end], scales[start:end], *weight, **x.options)
+            got = op(codes[start:end], scales[start:end], *weight, **x.options)
             equal(got, whole[start:end], f"rows {start} to {end}")
 
 

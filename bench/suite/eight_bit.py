@@ -64,7 +64,7 @@ def product_bench(
     out = rows * out_features * case.dtype.itemsize * (2 if case.residual else 1)
     scales = scale_bytes or 4 * (rows + out_features)
     cost = Cost(codes + scales + out, 2 * rows * out_features * in_features)
-    sizes = {"rows": rows, "out_features": out_features, "in_features": in_features}
+    sizes = {"rows": rows, "out_features": out_features, "in_features": in_features, "blockwise": int(scale_bytes > 0)}
     return Bench(op, case.name, f"{kind} -> {dtype_name(case.dtype)}", kind, cost, partial(trial, case), peers, sizes)
 
 

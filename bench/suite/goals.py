@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suite.attention import SDPA
+from suite.eight_bit import SCALED_MM
 from suite.linear import CUBLAS, GEMLITE
 
 MB = 1 << 20
@@ -158,6 +159,14 @@ GOALS = (
     Goal("W4A16, M <= 16", "x cuBLAS bf16", 2.8, 3.5, _op("qmatmul", bits=4, most_rows=16), against(CUBLAS)),
     Goal("W4A16, M <= 16", "x gemlite", 1.0, 1.15, _op("qmatmul", bits=4, most_rows=16), against(GEMLITE)),
     Goal("W4A16, M >= 1024", "x cuBLAS bf16", 0.60, 0.85, _op("qmatmul", bits=4, least_rows=1024), against(CUBLAS)),
+    Goal(
+        "FP8 per-channel, M >= 2048",
+        "x torch scaled_mm",
+        0.90,
+        1.0,
+        _op("fp8_matmul", blockwise=0, least_rows=2048),
+        against(SCALED_MM),
+    ),
     Goal("W8A8 int8, M >= 2048", "x cuBLAS bf16", 1.3, 1.6, _op("int8_matmul", least_rows=2048), against(CUBLAS)),
     Goal("grouped decode, int4", "% of copy", 55, 70, _op("grouped_matmul", bits=4, most_rows=512), of_copy),
     Goal("fused small ops, >= 64 MB", "% of copy", 85, 93, _small(least_bytes=64 * MB), of_copy),
