@@ -98,10 +98,12 @@ impl DType {
     }
 }
 
-/// Size and alignment of a huge page.
-const HUGE: usize = 2 << 20;
+/// Bytes from which on a buffer is mapped by itself.
+const MAPPED: usize = 128 << 10;
+/// Alignment of such a buffer: the smallest page there is.
+const PAGE: usize = 4096;
 
-/// A zeroed buffer on a 2 MiB boundary when large (so that huge pages can back it), else on 128 bytes.
+/// A zeroed buffer, on the boundary of a page when large, else on 128 bytes.
 pub struct AlignedBytes {
     pointer: NonNull<u8>,
     layout: Layout,
@@ -118,11 +120,11 @@ impl AlignedBytes {
     /// # Errors
     /// [`CpuError::OutOfMemory`] when the system has no such block.
     pub fn zeroed(bytes: usize) -> Result<Self, CpuError> {
-        let align = if bytes >= HUGE { HUGE } else { 128 };
+        let align = if bytes >= MAPPED { PAGE } else { 128 };
         let refuse = || CpuError::OutOfMemory { needed_bytes: bytes };
         let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| refuse())?;
         #[cfg(target_os = "linux")]
-        if align == HUGE {
+        if align == PAGE {
             return Ok(Self { pointer: map_huge(layout.size()).ok_or_else(refuse)?, layout });
         }
         // SAFETY: the layout has a non-zero size.
@@ -161,7 +163,7 @@ impl AlignedBytes {
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
         #[cfg(target_os = "linux")]
-        if self.layout.align() == HUGE {
+        if self.layout.align() == PAGE {
             // SAFETY: mapped in `zeroed` with this size, nothing borrows it any more.
             unsafe { libc::munmap(self.pointer.as_ptr().cast(), self.layout.size()) };
             return;
@@ -171,33 +173,22 @@ impl Drop for AlignedBytes {
     }
 }
 
-/// Map zeroed memory that huge pages may back, on a 2 MiB boundary. The allocator would touch every page to
-/// clear it, before it could be told about huge pages; here pages come when a worker first writes them.
+/// Map zeroed memory that huge pages may back. The allocator would touch every page to clear it, before it could be
+/// told about huge pages; here pages come when a worker first writes them. Linux lays one mapping beside the one before
+/// and takes neighbours with the same advice for one, so that huge pages reach across the matrices of a model: alone,
+/// each would end in up to 2 MiB of small pages.
 #[cfg(target_os = "linux")]
 fn map_huge(bytes: usize) -> Option<NonNull<u8>> {
-    let whole = bytes.checked_next_multiple_of(HUGE)?;
-    let mapped = whole.checked_add(HUGE)?;
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a fresh anonymous mapping, of which all but `bytes` from the boundary on is returned at once.
+    // SAFETY: a fresh anonymous mapping.
     unsafe {
-        let base = libc::mmap(std::ptr::null_mut(), mapped, access, kind, -1, 0);
-        if base == libc::MAP_FAILED {
+        let pointer = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
+        if pointer == libc::MAP_FAILED {
             return None;
         }
-        let before = base.cast::<u8>().align_offset(HUGE);
-        let pointer = base.cast::<u8>().add(before);
-        if before > 0 {
-            libc::munmap(base, before);
-        }
-        // The kernel counts in pages: keep the one that holds the last byte.
-        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096);
-        let kept = bytes.next_multiple_of(page);
-        if before + kept < mapped {
-            libc::munmap(pointer.add(kept).cast(), mapped - before - kept);
-        }
         // Failing to take the advice is harmless.
-        libc::madvise(pointer.cast(), kept, libc::MADV_HUGEPAGE);
-        NonNull::new(pointer)
+        libc::madvise(pointer, bytes, libc::MADV_HUGEPAGE);
+        NonNull::new(pointer.cast())
     }
 }
 

@@ -8,11 +8,14 @@
 //! span whose scale is 0 has q = 0. A span that is not finite has q = 0 and a scale that is not finite: every output of
 //! that token becomes NaN, and the engine finds it there.
 
+use super::tuning::Tuning;
 use crate::isa::Isa;
 use crate::quant::ACTIVATION_SPAN;
 
 /// Bytes of the inputs of one token that lie together.
 pub(super) const LINE: usize = ACTIVATION_SPAN;
+/// Most tokens of a tile.
+pub(super) const MAX_TILE: usize = 8;
 /// Bytes of one scale and sum.
 pub(super) const HEAD_BYTES: usize = 8;
 
@@ -21,6 +24,9 @@ pub(super) const HEAD_BYTES: usize = 8;
 pub(super) struct Tiles {
     pub(super) tokens: usize,
     pub(super) count: usize,
+    /// Tokens of the last tiles; the first `longer` have one more.
+    size: usize,
+    longer: usize,
     span: usize,
     spans: usize,
     lines: usize,
@@ -30,15 +36,18 @@ impl Tiles {
     pub(super) fn new(isa: Isa, tokens: usize, cols: usize, span: usize) -> Self {
         let most = match isa {
             Isa::Avx2 => 4,
-            _ => 6,
+            // As few passes over the weights as there can be.
+            _ if tokens <= 2 * MAX_TILE => MAX_TILE,
+            _ => Tuning::get().tile,
         };
-        Self { tokens, count: tokens.div_ceil(most), span, spans: cols / span, lines: cols.div_ceil(LINE) }
+        let count = tokens.div_ceil(most);
+        let (size, longer) = (tokens / count, tokens % count);
+        Self { tokens, count, size, longer, span, spans: cols / span, lines: cols.div_ceil(LINE) }
     }
 
     /// First token and number of tokens of a tile.
     pub(super) fn range(&self, tile: usize) -> (usize, usize) {
-        let begin = self.tokens * tile / self.count;
-        (begin, self.tokens * (tile + 1) / self.count - begin)
+        (tile * self.size + tile.min(self.longer), self.size + usize::from(tile < self.longer))
     }
 
     /// Bytes of all tokens.
@@ -64,8 +73,11 @@ impl Tiles {
     /// `isa`.
     pub(super) unsafe fn store(&self, isa: Isa, x: &[f32], token: usize, to: *mut u8) {
         debug_assert!(token < self.tokens && x.len() == self.spans * self.span);
-        // The last tile that begins at this token or before it.
-        let tile = ((token + 1) * self.count - 1) / self.tokens;
+        let in_longer = self.longer * (self.size + 1);
+        let tile = match token {
+            _ if token < in_longer => token / (self.size + 1),
+            _ => self.longer + (token - in_longer) / self.size,
+        };
         let (begin, tokens) = self.range(tile);
         let (ints, heads) = self.offsets(tile);
         let place = Place {

@@ -177,7 +177,9 @@ macro_rules! entry {
                     (4, _, 3) => $inner::<4, 1, 3>(tile),
                     (4, _, 4) => $inner::<4, 1, 4>(tile),
                     (4, _, 5) => $inner::<4, 1, 5>(tile),
-                    (4, _, _) => $inner::<4, 1, 6>(tile),
+                    (4, _, 6) => $inner::<4, 1, 6>(tile),
+                    (4, _, 7) => $inner::<4, 1, 7>(tile),
+                    (4, _, _) => $inner::<4, 1, 8>(tile),
                     (_, 4, _) => $inner::<8, 4, 1>(tile),
                     (_, 2, 1) => $inner::<8, 2, 1>(tile),
                     (_, 2, _) => $inner::<8, 2, 2>(tile),
@@ -186,7 +188,9 @@ macro_rules! entry {
                     (_, _, 3) => $inner::<8, 1, 3>(tile),
                     (_, _, 4) => $inner::<8, 1, 4>(tile),
                     (_, _, 5) => $inner::<8, 1, 5>(tile),
-                    (_, _, _) => $inner::<8, 1, 6>(tile),
+                    (_, _, 6) => $inner::<8, 1, 6>(tile),
+                    (_, _, 7) => $inner::<8, 1, 7>(tile),
+                    (_, _, _) => $inner::<8, 1, 8>(tile),
                 }
             }
         }
@@ -194,14 +198,14 @@ macro_rules! entry {
 }
 
 entry!(
-    /// At most 6 tokens times one panel, or as [`streams`] says several.
+    /// At most 8 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL and DQ.
     words, words_panels, Words, "avx512f,avx512bw,avx512vl,avx512dq"
 );
 entry!(
-    /// At most 6 tokens times one panel, or as [`streams`] says several.
+    /// At most 8 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.

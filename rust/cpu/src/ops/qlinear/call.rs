@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::Then;
-use super::activations::Tiles;
+use super::activations::{MAX_TILE, Tiles};
 use super::packed::{PANEL, QuantizedMatrix};
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::Tuning;
@@ -16,8 +16,8 @@ use crate::tensor::RowsMut;
 const ITEM_BYTES: usize = 64 << 10;
 /// Work items per worker that are wanted.
 const ITEMS_PER_WORKER: usize = 4;
-/// Most tokens of a tile.
-const MAX_TILE: usize = 6;
+/// Bytes of each of a worker's streams that it asks for before it waits for the others.
+const START: usize = 16 << 10;
 /// Most rows of x that stream the weights.
 const FEW: usize = 2;
 
@@ -94,7 +94,7 @@ pub(super) fn prefetch_start(
         let halves =
             if then == Then::Glu { [Some(unit), Some(unit + walk.units)] } else { [Some(unit), None] };
         for panel in halves.into_iter().flatten() {
-            let bytes = Tuning::get().ahead.min(weight.panel_bytes());
+            let bytes = START.min(weight.panel_bytes());
             prefetch(weight.panel(panel), bytes);
         }
     }
