@@ -1,4 +1,4 @@
-"""The command line: `pyrite generate | info | env`. A thin shell over `LLM`; heavy modules load when they are needed.
+"""The command line: `pyrite generate | info | bench | env`. A thin shell; heavy modules load when they are needed.
 
 Exit codes: 0 done, 1 the engine failed, 2 the user's input is wrong, 130 interrupted.
 """
@@ -175,6 +175,31 @@ def info(
         "tie_word_embeddings": model.config.tie_word_embeddings,
     }
     _print(facts, as_json)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder or Hub id; the starter model when left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dtype: _Dtype = "auto",
+    quantization: _Quantization = None,
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, or a type of keys and values.")] = "auto",
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt whose prefill is timed.")] = 512,
+    context_tokens: Annotated[int, typer.Option(help="Context of the second decode.")] = 2048,
+    sequences: Annotated[int, typer.Option(help="Sequences that decode together in the third.")] = 16,
+    decode_tokens: Annotated[int, typer.Option(help="Tokens drawn per sequence and measurement.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Measurements of each kind of work.")] = 3,
+    num_threads: _Threads = None,
+) -> None:
+    """Measure a model on this machine: bytes, operations and time of every op, and what bounds it."""
+    from pyrite.benchmark import Work, benchmark
+
+    work = Work(prompt_tokens, context_tokens, sequences, decode_tokens, repeats)
+    settings: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    report = benchmark(model, work, **settings, num_threads=num_threads)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
 
 
 @app.command()

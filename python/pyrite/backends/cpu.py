@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,6 +91,18 @@ class CpuBackend:
         if self._executor is None:
             raise BackendError("the backend is closed")
         return self._executor.info()
+
+    def start_profile(self) -> None:
+        """Measure every step from here on, from zero."""
+        if self._executor is None:
+            raise BackendError("the backend is closed")
+        self._executor.start_profile()
+
+    def end_profile(self) -> list[dict[str, Any]]:
+        """What the steps since `start_profile` took; see `_core.CpuExecutor.end_profile`."""
+        if self._executor is None:
+            raise BackendError("the backend is closed")
+        return self._executor.end_profile()
 
     def close(self) -> None:
         """Free weights, KV blocks and threads. Idempotent."""

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyrite import _core
 from pyrite.engine.engine import Engine
+from pyrite.errors import ConfigError
+from pyrite.system import free_memory_bytes
 
 if TYPE_CHECKING:
     from pyrite.backends.base import Backend
+    from pyrite.backends.cpu import CpuBackend
     from pyrite.engine.sequence import Vocabulary
+    from pyrite.engine.workbench import Workbench
     from pyrite.memory import MemoryPlan
     from pyrite.settings import EngineConfig, Environment
     from pyrite.source import OpenModel
+
+
+PROBE_BYTES = 1 << 30
+"""What the bandwidth probe reads."""
 
 
 def machine() -> dict[str, object]:
@@ -26,6 +35,28 @@ def default_num_threads() -> int:
     """Physical cores within this process's affinity and cgroup quota."""
     cores = _core.cpu_info()["physical_cores"]
     return cores if isinstance(cores, int) else 1
+
+
+def num_threads(config: EngineConfig, environment: Environment) -> int:
+    """Worker threads: as asked for, or the physical cores."""
+    return config.num_threads or environment.num_threads or default_num_threads()
+
+
+def measure_bandwidth(threads: int) -> float:
+    """GB/s of sequential reads, median of 5; of a buffer that no cache holds, or as much of one as memory allows."""
+    size = min(PROBE_BYTES, free_memory_bytes() // 4)
+    return statistics.median(_core.read_bandwidth(size, threads, 5))
+
+
+def measure_peak(kind: str, threads: int) -> float:
+    """10^9 operations per second of "fp32", "bf16" or "int8" multiply-adds, median of 3.
+
+    int8 without an instruction of its own counts as f32 twice: two 16-bit products where f32 has one.
+    """
+    try:
+        return statistics.median(_core.peak_flops(kind, threads, 3)) / 1e9
+    except ConfigError:
+        return 2 * statistics.median(_core.peak_flops("fp32", threads, 3)) / 1e9
 
 
 def build_engine(
@@ -47,7 +78,29 @@ def build_engine(
     Raises:
         CheckpointError, CapacityError, ConfigError, BackendError: the weights cannot be loaded.
     """
-    scheduler = _core.Scheduler(
+    scheduler = _scheduler(config, plan)
+    make = _cuda_backend if plan.device == "cuda" else _cpu_backend
+    backend = make(model, config, environment, plan, progress)
+    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
+
+
+def build_workbench(
+    model: OpenModel, config: EngineConfig, environment: Environment, plan: MemoryPlan, *, vocab_limit: int
+) -> Workbench:
+    """Load the weights on the CPU, to be measured.
+
+    Raises:
+        CheckpointError, CapacityError, ConfigError: the weights cannot be loaded.
+    """
+    from pyrite.engine.workbench import Workbench
+
+    scheduler = _scheduler(config, plan)
+    backend = _cpu_backend(model, config, environment, plan, None)
+    return Workbench(scheduler, backend, step_tokens=config.max_num_batched_tokens, vocab_limit=vocab_limit)
+
+
+def _scheduler(config: EngineConfig, plan: MemoryPlan) -> _core.Scheduler:
+    return _core.Scheduler(
         groups=[(group.window, group.num_blocks) for group in plan.kv_groups],
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
@@ -57,13 +110,6 @@ def build_engine(
         enable_prefix_caching=config.enable_prefix_caching,
         hash_key=int.from_bytes(os.urandom(8), "little"),
     )
-    make = _cuda_backend if plan.device == "cuda" else _cpu_backend
-    backend = make(model, config, environment, plan, progress)
-    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
-
-
-def _num_threads(config: EngineConfig, environment: Environment) -> int:
-    return config.num_threads or environment.num_threads or default_num_threads()
 
 
 def _cpu_backend(
@@ -72,7 +118,7 @@ def _cpu_backend(
     environment: Environment,
     plan: MemoryPlan,
     progress: Callable[[int, int], None] | None,
-) -> Backend:
+) -> CpuBackend:
     from pyrite.backends.cpu import CpuBackend
 
     return CpuBackend(
@@ -85,7 +131,7 @@ def _cpu_backend(
         max_seqs=config.max_num_seqs,
         kv_dtype=plan.kv_cache_dtype,
         weight_dtype=None if config.dtype == "auto" else config.dtype,
-        num_threads=_num_threads(config, environment),
+        num_threads=num_threads(config, environment),
         isa=environment.cpu_isa,
         progress=progress,
     )
@@ -112,6 +158,6 @@ def _cuda_backend(
         dtype=plan.dtype,
         kv_dtype=plan.kv_cache_dtype,
         graphs=environment.cuda_graphs,
-        num_threads=_num_threads(config, environment),
+        num_threads=num_threads(config, environment),
         progress=progress,
     )

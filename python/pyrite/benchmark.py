@@ -1,0 +1,258 @@
+"""`pyrite bench`: how fast a model runs on this machine, and what holds each op back.
+
+Every kind of work is timed as a whole and op by op. An op moves bytes (weights, keys and values, inputs and outputs)
+and does operations; the machine's read bandwidth and its arithmetic peak, both measured beside the work, say how long
+that must take at least. The nearer of the two roofs is what bounds the op.
+Source: the roofline model, Williams, Waterman and Patterson, CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyrite.engine.build import build_workbench, machine, measure_bandwidth, measure_peak, num_threads
+from pyrite.errors import ConfigError
+from pyrite.memory import engine_config, open_for, plan_memory
+from pyrite.settings import EngineConfig, Environment
+from pyrite.source import resolve_folder
+
+if TYPE_CHECKING:
+    from pyrite.engine.workbench import Timed, Workbench
+
+EMPTY_CONTEXT = 8
+"""Tokens of the prompt where the context is called empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to measure.
+
+    Args:
+        prompt_tokens: of the prompt whose prefill is timed.
+        context_tokens: in the cache where decoding with a context is timed.
+        sequences: that decode together.
+        decode_tokens: drawn per sequence and measurement.
+        repeats: measurements of each kind of work; the report has their medians.
+
+    Raises:
+        ConfigError: a number is below 1.
+    """
+
+    prompt_tokens: int = 512
+    context_tokens: int = 2048
+    sequences: int = 16
+    decode_tokens: int = 32
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError("not a count", got=repr(value)[:40], expected="an integer from 1", field=name)
+
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.prompt_tokens, self.context_tokens) + self.sequences + self.decode_tokens + EMPTY_CONTEXT
+
+
+@dataclass(frozen=True, slots=True)
+class OpReport:
+    """One kind of op in one kind of work, per step.
+
+    Args:
+        milliseconds: median over the measurements.
+        share: of the step's time, 0 to 1.
+        num_bytes, operations: moved and done.
+        attainable_ms: by the nearer roof; 0 where nothing is counted.
+        bound: "bandwidth", "fp32", "bf16", "int8", or "" where nothing is counted.
+    """
+
+    op: str
+    calls: float
+    milliseconds: float
+    share: float
+    num_bytes: float
+    operations: float
+    attainable_ms: float
+    bound: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkReport:
+    """One kind of work.
+
+    Args:
+        tok_per_s: median over the measurements; `attainable_tok_per_s` is what the roofs would allow.
+        step_ms: of one step; `engine_ms` of it is planning and sampling.
+    """
+
+    name: str
+    tok_per_s: float
+    attainable_tok_per_s: float
+    step_ms: float
+    engine_ms: float
+    ops: tuple[OpReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """What `benchmark` found; `to_dict` and `str` show it."""
+
+    model: str
+    quantization: str | None
+    weight_bytes: int
+    machine: dict[str, Any]
+    threads: int
+    bandwidth_gb_s: float
+    peak_gop_s: dict[str, float]
+    works: tuple[WorkReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        peaks = ", ".join(f"{peak:,.0f} G{name} op/s" for name, peak in self.peak_gop_s.items())
+        lines = [
+            f"{self.model}, {self.quantization or 'weights as they are'}, {self.weight_bytes / 1e6:,.1f} MB of weights",
+            f"{self.machine['isa']}, {self.threads} threads, {self.bandwidth_gb_s:.1f} GB/s read, {peaks}",
+        ]
+        for work in self.works:
+            share = work.tok_per_s / work.attainable_tok_per_s if work.attainable_tok_per_s else 0.0
+            lines += [
+                "",
+                f"{work.name}: {work.tok_per_s:,.1f} tok/s, {100 * share:.0f} % of {work.attainable_tok_per_s:,.1f}; "
+                f"{work.step_ms:.2f} ms a step, {work.engine_ms:.2f} of them planning and sampling",
+                f"  {'op':<24}{'calls':>6}{'ms':>9}{'share':>7}{'MB':>10}{'Gop':>9}{'GB/s':>8}{'Gop/s':>9}"
+                f"{'at best':>9}  bound by",
+            ]
+            lines += [f"  {_line(op)}" for op in work.ops]
+        return "\n".join(lines)
+
+
+def benchmark(model: str | None = None, work: Work | None = None, **keywords: Any) -> BenchReport:
+    """Measure prefill, decode without and with a context, and decode of several sequences, on the CPU.
+
+    Args:
+        model: as `LLM` takes it.
+        work: what to measure; prompts and contexts shrink to what the model and the memory hold.
+        keywords: of `LLM`: dtype, quantization, kv_cache_dtype, num_threads, ...
+
+    Raises:
+        ConfigError, CheckpointError, CapacityError: as `LLM`; another device than the CPU.
+    """
+    work = work or Work()
+    config = _config(keywords, work)
+    environment = Environment.read()
+    folder = resolve_folder(model, config.revision)
+    opened = open_for(folder, config)
+    most = opened.config.max_position_embeddings
+    if work.longest() > most:
+        room = max(1, most - work.longest() + max(work.prompt_tokens, work.context_tokens))
+        work = dataclasses.replace(
+            work, prompt_tokens=min(work.prompt_tokens, room), context_tokens=min(work.context_tokens, room)
+        )
+    config = dataclasses.replace(config, max_model_len=work.longest())
+    plan = plan_memory(opened, config)
+    threads = num_threads(config, environment)
+    before = measure_bandwidth(threads)
+    bench = build_workbench(opened, config, environment, plan, vocab_limit=opened.program.vocab_size)
+    try:
+        timed = _measure(bench, work)
+    finally:
+        bench.close()
+    kinds = sorted({op["arithmetic"] for runs in timed.values() for run in runs for op in run.ops})
+    bandwidth = statistics.median((before, measure_bandwidth(threads)))
+    peaks = {kind: measure_peak(kind, threads) for kind in kinds}
+    return BenchReport(
+        model=str(folder),
+        quantization=config.quantization,
+        weight_bytes=plan.weight_bytes,
+        machine=machine(),
+        threads=threads,
+        bandwidth_gb_s=bandwidth,
+        peak_gop_s=peaks,
+        works=tuple(_report(name, runs, bandwidth, peaks) for name, runs in timed.items()),
+    )
+
+
+def _config(keywords: dict[str, Any], work: Work) -> EngineConfig:
+    config = engine_config({"device": "cpu", "max_num_seqs": work.sequences, "enable_prefix_caching": False} | keywords)
+    if config.device != "cpu":
+        raise ConfigError(
+            "only the CPU can be measured op by op",
+            got=config.device,
+            expected="cpu",
+            hint="bench/gpu_suite.py measures the kernels of a GPU",
+            field="device",
+        )
+    return config
+
+
+def _measure(bench: Workbench, work: Work) -> dict[str, list[Timed]]:
+    """All kinds of work in turns, so that drifts of the machine meet all of them; the first turn warms up."""
+    timed: dict[str, list[Timed]] = {}
+    for turn in range(work.repeats + 1):
+        for name, run in (
+            (f"prefill of {work.prompt_tokens} tokens", bench.prefill(work.prompt_tokens)),
+            ("decode, empty context", bench.decode(1, EMPTY_CONTEXT, work.decode_tokens)),
+            (
+                f"decode, context of {work.context_tokens} tokens",
+                bench.decode(1, work.context_tokens, work.decode_tokens),
+            ),
+            (f"decode, {work.sequences} sequences", bench.decode(work.sequences, EMPTY_CONTEXT, work.decode_tokens)),
+        ):
+            if turn:
+                timed.setdefault(name, []).append(run)
+    return timed
+
+
+def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dict[str, float]) -> WorkReport:
+    """Medians over the runs, which are all of the same steps."""
+    steps = max(op["calls"] for op in runs[0].ops if op["op"] == "head")
+    step_ms = 1e3 * statistics.median(run.seconds for run in runs) / steps
+    ops = []
+    for index, op in enumerate(runs[0].ops):
+        taken_ms = 1e3 * statistics.median(run.ops[index]["seconds"] for run in runs) / steps
+        moved, done = op["bytes"] / steps, op["operations"] / steps
+        moving_ms, doing_ms = moved / bandwidth_gb_s / 1e6, done / peak_gop_s[op["arithmetic"]] / 1e6
+        bound = "" if moved == 0 else "bandwidth" if moving_ms >= doing_ms else op["arithmetic"]
+        ops.append(
+            OpReport(
+                op=op["op"],
+                calls=op["calls"] / steps,
+                milliseconds=taken_ms,
+                share=taken_ms / step_ms,
+                num_bytes=moved,
+                operations=done,
+                attainable_ms=max(moving_ms, doing_ms),
+                bound=bound,
+            )
+        )
+    at_best_ms = sum(op.attainable_ms for op in ops)
+    tokens_per_step = runs[0].tokens / steps
+    return WorkReport(
+        name=name,
+        tok_per_s=tokens_per_step / step_ms * 1e3,
+        attainable_tok_per_s=tokens_per_step / at_best_ms * 1e3 if at_best_ms else 0.0,
+        step_ms=step_ms,
+        engine_ms=step_ms - sum(op.milliseconds for op in ops),
+        ops=tuple(sorted(ops, key=lambda op: -op.milliseconds)),
+    )
+
+
+def _line(op: OpReport) -> str:
+    seconds = max(op.milliseconds, 1e-6) / 1e3
+    rates: Iterable[str] = (
+        f"{op.num_bytes / 1e6:>10.2f}{op.operations / 1e9:>9.3f}",
+        f"{op.num_bytes / seconds / 1e9:>8.1f}{op.operations / seconds / 1e9:>9.1f}",
+        f"{100 * op.attainable_ms / max(op.milliseconds, 1e-6):>7.0f} %",
+    )
+    return (
+        f"{op.op:<24}{op.calls:>6.0f}{op.milliseconds:>9.3f}{100 * op.share:>6.1f}%"
+        + "".join(rates)
+        + (f"  {op.bound}" if op.bound else "  -")
+    )
