@@ -101,6 +101,51 @@ def speed_table(found: list[dict[str, Any]]) -> str:
     return f"{head}\n\n" + "\n".join(lines) + "\n"
 
 
+WORKLOADS = {
+    "decode_0": "decode",
+    "decode_2048": "decode at 2048 tokens",
+    "prefill_512": "prefill 512",
+    "batch_16": "16 sequences",
+}
+
+
+def quantized_table(found: list[dict[str, Any]]) -> str:
+    """Integer weights against llama.cpp's, every workload of every engine."""
+    if not found:
+        return ""
+    head, peaks = found[0]["header"], found[0]["peaks"]
+    lines = [
+        f"Integer weights: {head['cpu']}, {head['threads']} threads, {head['date']}, commit {head['commit']}; "
+        f"{peaks['int8'] / 1e9:.0f} Gop/s int8. llama.cpp with `{found[0]['flags']['llama.cpp']}`. Median [min max] of "
+        "interleaved repeats; a ratio is the median of the repeats' ratios. Bandwidth was read right before each sample.",
+        "",
+        "| model | work | engine | tok/s | pyrite is | MB per token | of read bandwidth | of int8 peak |",
+        "|" + "---|" * 8,
+    ]
+    for result in found:
+        for work, words in WORKLOADS.items():
+            for name, samples in result["samples"].items():
+                if work in samples:
+                    lines.append("| " + " | ".join(quantized_row(result, work, words, name)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def quantized_row(result: dict[str, Any], work: str, words: str, name: str) -> list[str]:
+    """The cells of one workload of one engine."""
+    ours, speeds = next(iter(result["samples"].values()))[work], result["samples"][name][work]
+    num_bytes = result["bytes_per_token"].get(name, {}).get(work)
+    of_bandwidth = of_peak = moved = "-"
+    if num_bytes is not None:
+        roofs = result["bandwidth_gb_s"][name][work]
+        share = statistics.median(v * num_bytes / roof / 1e7 for v, roof in zip(speeds, roofs, strict=True))
+        of_bandwidth, moved = f"{share:.0f} %", f"{num_bytes / 1e6:.0f}"
+    if work == "prefill_512":
+        done = statistics.median(speeds) / 512 * result["prefill_flops"]
+        of_peak = f"{100 * done / result['peaks']['int8']:.0f} %"
+    label = f"{result['model']} {result['quantization']}"
+    return [label, words, name, spread(speeds, 1), ratio(ours, speeds), moved, of_bandwidth, of_peak]
+
+
 def quality_table(found: list[dict[str, Any]]) -> str:
     """What quantized weights cost in quality, by divergence from the float model."""
     lines = []
@@ -214,7 +259,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    parts = speed_table(results("cpu")), load_table(results("load")), quality_table(results("quality"))
+    parts = (
+        speed_table(results("cpu")),
+        quantized_table(results("quantized")),
+        load_table(results("load")),
+        quality_table(results("quality")),
+    )
     stale = []
     for path in (ROOT / "README.md", ROOT / "bench" / "README.md"):
         gpu = gpu_tables(results("gpu"), ops=path.parent.name == "bench")
