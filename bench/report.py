@@ -117,7 +117,7 @@ def quantized_table(found: list[dict[str, Any]]) -> str:
     lines = [
         f"Integer weights: {head['cpu']}, {head['threads']} threads, {head['date']}, commit {head['commit']}; "
         f"{peaks['int8'] / 1e9:.0f} Gop/s int8. llama.cpp with `{found[0]['flags']['llama.cpp']}`. Median [min max] of "
-        "interleaved repeats; a ratio is the median of the repeats' ratios. Bandwidth was read right before each sample.",
+        "interleaved repeats; a ratio is the median of the ratios. Bandwidth was read right before each sample.",
         "",
         "| model | work | engine | tok/s | pyrite is | MB per token | of read bandwidth | of int8 peak |",
         "|" + "---|" * 8,
