@@ -13,7 +13,7 @@ use std::hint::black_box;
 
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::ops::attention::{
-    AttentionArgs, AttentionScratch, AttentionScratchSpec, KvPool, attention, kv_store,
+    AttentionArgs, AttentionScratch, AttentionScratchSpec, KvPool, KvType, attention, kv_store,
 };
 use pyrite_cpu::pool::Pool;
 use pyrite_cpu::step::{GroupView, StepView};
@@ -37,7 +37,7 @@ struct Case {
     dim: usize,
     len: usize,
     block_size: usize,
-    dtype: DType,
+    dtype: KvType,
 }
 
 fn main() {
@@ -48,8 +48,9 @@ fn main() {
     let clock = if threads == 1 { libc::CLOCK_PROCESS_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
     let mut bench = Bench { clock, workers: Pool::new(threads).unwrap(), filters, probe };
     println!("{threads} threads, levels up to {}", Isa::detect());
+    let types = [DType::F16.into(), DType::Bf16.into(), DType::F32.into(), KvType::Int8];
     let shapes = [(16, 8, 128), (32, 8, 64), (14, 2, 64), (8, 8, 128)];
-    for dtype in [DType::F16, DType::Bf16, DType::F32] {
+    for dtype in types {
         for (heads, kv_heads, dim) in shapes {
             for len in [2048, 16384] {
                 for block_size in [16, 32, 64] {
@@ -60,9 +61,11 @@ fn main() {
     }
     for (heads, kv_heads, dim) in shapes {
         for len in [512, 2048] {
-            let case = Case { heads, kv_heads, dim, len, block_size: 32, dtype: DType::F16 };
-            bench.case(case, len);
-            bench.store(case);
+            for dtype in types {
+                let case = Case { heads, kv_heads, dim, len, block_size: 32, dtype };
+                bench.case(case, len);
+                bench.store(case);
+            }
         }
     }
 }
@@ -87,14 +90,11 @@ impl Bench {
         let name = |isa: Isa| {
             format!("{form} {heads}/{kv_heads} D={dim} n={len} block={block_size} {} {isa} ", dtype.name())
         };
-        let levels: Vec<Isa> = [Isa::Avx2, Isa::Avx512]
-            .into_iter()
-            .filter(|isa| isa.is_supported() && self.wants(&name(*isa)))
-            .collect();
+        let levels: Vec<Isa> = levels(dtype).filter(|isa| self.wants(&name(*isa))).collect();
         if levels.is_empty() {
             return;
         }
-        let bytes = 2 * len * kv_heads * dim * dtype.size();
+        let bytes = 2 * len * kv_heads * dtype.head_bytes(dim);
         let layers = if tokens == 1 { ROTATE_BYTES.div_ceil(bytes) } else { 2 };
         let pool = self.filled(case, layers);
         let table = table(len / block_size);
@@ -158,7 +158,7 @@ impl Bench {
     /// Storing a whole prompt.
     fn store(&mut self, case: Case) {
         let Case { kv_heads, dim, len, dtype, .. } = case;
-        for isa in [Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_supported()) {
+        for isa in levels(dtype) {
             let name = format!("store {kv_heads} D={dim} n={len} {} {isa} ", dtype.name());
             if !self.wants(&name) {
                 continue;
@@ -173,7 +173,7 @@ impl Bench {
                 self.workers.run(|worker| kv_store(worker, isa, &pool, 0, k, k, &slots)).unwrap();
                 times.push(self.now() - began);
             }
-            let bytes = 2 * len * kv_heads * dim * (4 + dtype.size());
+            let bytes = 2 * len * kv_heads * (4 * dim + dtype.head_bytes(dim));
             report(&name, &mut times, &mut roofs, bytes as f64, "GB/s");
         }
     }
@@ -230,6 +230,12 @@ fn report(name: &str, times: &mut [f64], roofs: &mut [f64], work: f64, unit: &st
         100.0 * work / best / top,
         top / 1e9
     );
+}
+
+/// Levels whose code differs for a cache of that type.
+fn levels(dtype: KvType) -> impl Iterator<Item = Isa> {
+    let most = if dtype == KvType::Int8 { Isa::Avx512Vnni } else { Isa::Avx512 };
+    Isa::ALL.into_iter().filter(move |isa| (Isa::Avx2..=most).contains(isa) && isa.is_supported())
 }
 
 /// A shuffled block table.

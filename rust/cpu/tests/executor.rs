@@ -15,7 +15,7 @@ fn levels_below_bf16_have_the_same_bits() {
         let (_folder, checkpoint) = checkpoint(weights);
         let prompt = tokens(1, 100);
         let run = |isa| {
-            let config = ExecutorConfig { isa, kv_dtype: kv, ..config() };
+            let config = ExecutorConfig { isa, kv_dtype: kv.into(), ..config() };
             Driver::new(&checkpoint, &config).run(&[(0, &prompt)])
         };
         let expected = run(Isa::Scalar);
@@ -32,7 +32,7 @@ fn threads_pieces_blocks_and_neighbours_change_no_bit() {
         let (_folder, checkpoint) = checkpoint(DType::Bf16);
         let prompt = tokens(2, 100);
         let others = [tokens(3, 40), tokens(4, 3)];
-        let config = ExecutorConfig { isa, kv_dtype: DType::F16, ..config() };
+        let config = ExecutorConfig { isa, kv_dtype: DType::F16.into(), ..config() };
         let expected = Driver::new(&checkpoint, &config).run(&[(0, &prompt)]);
         for (num_threads, block_size, chunk) in [(1, 16, 100), (3, 16, 7), (2, 32, 1), (2, 32, 33)] {
             let config = ExecutorConfig { num_threads, block_size, ..config.clone() };

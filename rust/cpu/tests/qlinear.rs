@@ -513,7 +513,7 @@ fn executor(checkpoint: &Checkpoint, isa: Isa, num_threads: usize) -> Result<Exe
         max_tokens: 16,
         max_rows: 16,
         max_seqs: 4,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_dtype: Some(DType::F16),
         num_threads,
         isa,

@@ -7,6 +7,7 @@ use pyrite_cpu::cores;
 use pyrite_cpu::error::CpuError;
 use pyrite_cpu::executor::{Executor, ExecutorConfig, OpProfile};
 use pyrite_cpu::isa::Isa;
+use pyrite_cpu::ops::attention::KvType;
 use pyrite_cpu::probe::{self, PeakKind};
 use pyrite_cpu::program::Program;
 use pyrite_cpu::quant::QuantFormat;
@@ -52,7 +53,8 @@ impl CpuExecutor {
             max_tokens,
             max_rows,
             max_seqs,
-            kv_dtype: parse_dtype("kv_dtype", kv_dtype)?,
+            kv_dtype: KvType::from_name(kv_dtype)
+                .ok_or_else(|| unknown("kv_dtype", kv_dtype, "float32, float16, bfloat16, int8"))?,
             weight_dtype: weight_dtype.map(|name| parse_dtype("weight_dtype", name)).transpose()?,
             num_threads,
             isa: isa.map_or_else(|| Ok(Isa::detect()), parse_isa)?,

@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::memory;
-use crate::ops::attention::{AttentionScratch, AttentionScratchSpec, KvPool};
+use crate::ops::attention::{AttentionScratch, AttentionScratchSpec, KvPool, KvType};
 use crate::ops::linear::LinearScratch;
 use crate::pool::Pool;
 use crate::program::{Op, ParameterKind, Program};
@@ -45,7 +45,7 @@ pub struct ExecutorConfig {
     /// Most sequences of a step (S).
     pub max_seqs: usize,
     /// Type of cached keys and values.
-    pub kv_dtype: DType,
+    pub kv_dtype: KvType,
     /// Convert matrices to this type; None keeps the checkpoint's.
     pub weight_dtype: Option<DType>,
     /// Workers, the calling thread included.
@@ -274,9 +274,8 @@ fn check_memory(
 ) -> Result<(), CpuError> {
     let weights = Weights::needed_bytes(program, checkpoint, config.weight_dtype)?;
     let kv = program.kv_groups.iter().zip(&config.num_blocks).map(|(group, &num_blocks)| {
-        let factors =
-            [2, group.num_layers, group.num_kv_heads, group.head_dim, config.block_size, num_blocks];
-        factors.into_iter().fold(config.kv_dtype.size(), usize::saturating_mul)
+        let factors = [2, group.num_layers, group.num_kv_heads, config.block_size, num_blocks];
+        factors.into_iter().fold(config.kv_dtype.head_bytes(group.head_dim), usize::saturating_mul)
     });
     let needed_bytes = kv.fold(weights.saturating_add(4 * plan.arena_len), usize::saturating_add);
     match memory::available_bytes() {

@@ -237,7 +237,7 @@ pub(crate) fn config() -> ExecutorConfig {
         max_tokens: 128,
         max_rows: 128,
         max_seqs: 8,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_dtype: None,
         num_threads: 2,
         isa: Isa::detect().min(Isa::Avx512),

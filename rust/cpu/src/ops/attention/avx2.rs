@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::integers::{self, Integers, integer_kernels};
 use super::kernels;
 use super::simd::{Element, PvArgs, QkArgs, Simd, Widen};
 use crate::math;
@@ -164,4 +165,87 @@ impl Simd for Avx2 {
     }
 
     super::levels::level_kernels!("avx2,fma,f16c");
+}
+
+/// Sixteen dwords: lanes 0-7 and 8-15.
+#[derive(Clone, Copy)]
+pub(super) struct IntPair(__m256i, __m256i);
+
+impl Integers for Avx2 {
+    type Float = Self;
+    type Sums = IntPair;
+    type Codes = IntPair;
+    const WORDS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> IntPair {
+        // SAFETY: the level is the caller's duty.
+        let x = unsafe { _mm256_set1_epi32(x) };
+        IntPair(x, x)
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> IntPair {
+        // SAFETY: the caller's duty.
+        unsafe { IntPair(_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut i32, x: IntPair) {
+        // SAFETY: the caller's duty.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), x.0);
+            _mm256_storeu_si256(to.add(8).cast(), x.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: IntPair) -> Pair {
+        // SAFETY: the level is the caller's duty.
+        unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut i16, x: Pair) {
+        // SAFETY: the caller's duty. The pack works within 128-bit halves; the permutation puts the quarters back.
+        unsafe {
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_keys(from: *const u8) -> IntPair {
+        // SAFETY: the caller's duty.
+        unsafe { IntPair(_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn add_keys(sums: IntPair, keys: IntPair, query: *const i32) -> IntPair {
+        // Not VPMADDUBSW, which saturates.
+        // SAFETY: the caller's duty.
+        unsafe {
+            let (low, high) = (_mm256_set1_epi32(*query), _mm256_set1_epi32(*query.add(1)));
+            let add = |sum: __m256i, keys: __m256i| {
+                let even = _mm256_and_si256(keys, _mm256_set1_epi16(0xff));
+                let odd = _mm256_srli_epi16::<8>(keys);
+                let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, low));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(odd, high))
+            };
+            IntPair(add(sums.0, keys.0), add(sums.1, keys.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_values(from: *const u8) -> IntPair {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
+            IntPair(_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_values(sums: IntPair, values: IntPair, p: *const i32) -> IntPair {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let p = _mm256_set1_epi32(*p);
+            let add = |sum: __m256i, values: __m256i| _mm256_add_epi32(sum, _mm256_madd_epi16(values, p));
+            IntPair(add(sums.0, values.0), add(sums.1, values.1))
+        }
+    }
+
+    integer_kernels!("avx2,fma,f16c");
 }

@@ -1,9 +1,10 @@
 //! The bytes of one KV group, and the two operations that write them.
 //!
 //! Layout: `[layer, block, kv head]`, and for each of those the keys transposed, `[head_dim, block_size]`, followed
-//! by the values as rows, `[block_size, head_dim]`. A lane of a key vector is a token, so a score is one chain of
+//! by the values as rows, `[block_size, head_dim]`; `codes` tells what integers look like instead. A lane of a key vector is a token, so a score is one chain of
 //! multiply-adds over ascending d with no horizontal sum.
 
+use super::codes;
 use super::simd::{self, Element};
 use crate::error::CpuError;
 use crate::isa::Isa;
@@ -12,6 +13,44 @@ use crate::tensor::{AlignedBytes, DType, Rows};
 
 /// Tokens that one worker stores together.
 const STORE_TOKENS: usize = 16;
+
+/// What keys and values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// Floats of a type.
+    Float(DType),
+    /// 8-bit integers with one f32 scale per token and head, of the key and of the value.
+    Int8,
+}
+
+impl KvType {
+    /// The name used by `LLM(kv_cache_dtype=...)` and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float(dtype) => dtype.name(),
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// The type of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        if name == "int8" { Some(Self::Int8) } else { DType::from_name(name).map(Self::Float) }
+    }
+
+    /// Bytes of one token's key, or value, in one head.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Float(dtype) => head_dim * dtype.size(),
+            Self::Int8 => codes::token_bytes(head_dim),
+        }
+    }
+}
+
+impl From<DType> for KvType {
+    fn from(dtype: DType) -> Self {
+        Self::Float(dtype)
+    }
+}
 
 /// Keys and values of every layer of one KV group, in blocks.
 ///
@@ -24,15 +63,15 @@ pub struct KvPool {
     block_size: usize,
     num_kv_heads: usize,
     head_dim: usize,
-    dtype: DType,
+    dtype: KvType,
 }
 
 /// Where the keys and the values of one (layer, block, kv head) begin.
 #[derive(Clone, Copy)]
 pub(super) struct BlockHead {
-    /// `[head_dim, block_size]` keys.
+    /// `[head_dim, block_size]` keys, or their scales and codes.
     pub(super) keys: *mut u8,
-    /// `[block_size, head_dim]` values.
+    /// `[block_size, head_dim]` values, or their scales and codes.
     pub(super) values: *mut u8,
 }
 
@@ -50,14 +89,15 @@ impl KvPool {
         block_size: usize,
         num_kv_heads: usize,
         head_dim: usize,
-        dtype: DType,
+        dtype: impl Into<KvType>,
     ) -> Result<Self, CpuError> {
         assert!(
             block_size.is_multiple_of(16) && block_size > 0 && 256usize.is_multiple_of(block_size),
             "block_size: got {block_size}, expected a multiple of 16 that divides 256"
         );
         assert!(num_kv_heads > 0 && head_dim > 0, "a cache without heads");
-        let payload = [num_layers, num_blocks, 2 * block_size, num_kv_heads, head_dim, dtype.size()]
+        let dtype = dtype.into();
+        let payload = [num_layers, num_blocks, 2 * block_size, num_kv_heads, dtype.head_bytes(head_dim)]
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
             .and_then(|bytes| bytes.checked_add(simd::OVERREAD_BYTES))
@@ -97,13 +137,18 @@ impl KvPool {
     }
 
     /// Type of the stored elements.
-    pub fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> KvType {
         self.dtype
+    }
+
+    /// Bytes of one token's key and value of one head in one layer.
+    pub fn slot_bytes(&self) -> usize {
+        2 * self.dtype.head_bytes(self.head_dim)
     }
 
     /// Bytes of all heads of one block in one layer.
     fn block_bytes(&self) -> usize {
-        2 * self.block_size * self.num_kv_heads * self.head_dim * self.dtype.size()
+        self.block_size * self.num_kv_heads * self.slot_bytes()
     }
 
     /// Address of a block's keys and values of one head.
@@ -112,7 +157,7 @@ impl KvPool {
             layer < self.num_layers && block < self.num_blocks && kv_head < self.num_kv_heads,
             "block {block} of layer {layer}, head {kv_head}: outside the pool"
         );
-        let half = self.block_size * self.head_dim * self.dtype.size();
+        let half = self.block_size * self.dtype.head_bytes(self.head_dim);
         let offset = (layer * self.num_blocks + block) * self.block_bytes() + 2 * half * kv_head;
         // SAFETY: in range by the assertion and the size allocated in `zeroed`.
         unsafe {
@@ -137,7 +182,8 @@ pub fn copy_blocks(worker: &Worker<'_>, pool: &KvPool, copies: &[(i32, i32)]) {
     });
 }
 
-/// Store the keys and values of the step's tokens, rounded to nearest even to the pool's type.
+/// Store the keys and values of the step's tokens, rounded to nearest even to the pool's type; integers take their
+/// scale from the largest magnitude of a head.
 ///
 /// `k`, `v`: `[T, num_kv_heads * head_dim]`; `slot_mapping`: `[T]` block * block_size + offset, each slot at most
 /// once, -1 stores nothing. Every worker calls it; ends in a barrier.
@@ -177,16 +223,21 @@ pub fn kv_store(
 /// # Safety
 /// `offset` must lie inside the block, nobody else may touch the token's slot, and `isa` must be supported.
 unsafe fn store_token(isa: Isa, pool: &KvPool, at: BlockHead, offset: usize, k: &[f32], v: &[f32]) {
-    let (size, dim) = (pool.dtype.size(), pool.head_dim);
+    let dtype = match pool.dtype {
+        KvType::Float(dtype) => dtype,
+        // SAFETY: the caller's duty.
+        KvType::Int8 => return unsafe { codes::store_token(isa, pool.block_size, at, offset, k, v) },
+    };
+    let (size, dim) = (dtype.size(), pool.head_dim);
     // SAFETY: all addresses are of the token's slot in this block and head.
     unsafe {
         let values = std::slice::from_raw_parts_mut(at.values.add(offset * dim * size), dim * size);
-        simd::narrow(isa, pool.dtype, v, values);
+        simd::narrow(isa, dtype, v, values);
         let mut piece = [0u8; 16 * 4];
         for (begin, k) in (0..).step_by(16).zip(k.chunks(16)) {
-            simd::narrow(isa, pool.dtype, k, &mut piece);
+            simd::narrow(isa, dtype, k, &mut piece);
             let key = at.keys.add((begin * pool.block_size + offset) * size);
-            match pool.dtype {
+            match dtype {
                 DType::F32 => scatter::<simd::F32>(&piece, k.len(), key, pool.block_size),
                 DType::F16 => scatter::<simd::F16>(&piece, k.len(), key, pool.block_size),
                 DType::Bf16 => scatter::<simd::Bf16>(&piece, k.len(), key, pool.block_size),

@@ -2,12 +2,13 @@
 
 use std::ptr::null;
 
+use super::kind::Kind;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scalar::rescale;
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
-use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd};
-use super::tile::{Keys, PIECES, Tile, attend, locate, pack_queries, tile_rows};
+use super::simd::{LANES, MAX_TILE_ROWS, Simd};
+use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
 
 /// Keys `begin..end` of one split, in blocks of the cache.
 fn cached_keys<S: Simd>(
@@ -65,7 +66,7 @@ pub(super) fn clip(problem: &Problem<'_>, position: usize, start: usize) -> (usi
 ///
 /// # Safety
 /// The processor must have the level; `own` must be this worker's; the unit must be this worker's alone.
-pub(super) unsafe fn unit<S: Simd, E: Element>(
+pub(super) unsafe fn unit<K: Kind>(
     problem: &Problem<'_>,
     scratch: &AttentionScratch,
     own: &Own,
@@ -76,12 +77,12 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
     let (head_index, index) = (item / segment.per_head, item % segment.per_head);
     let (kv_head, split) = (segment.kv_head + head_index, segment.first_split + index);
     let positions = (sequence.first_position(), sequence.len - 1);
-    let (mut keys, _) = split_keys::<S>(problem, &sequence, kv_head, split, positions);
-    announce::<E>(problem, &sequence, segment, (kv_head, split), &mut keys);
+    let (mut keys, _) = split_keys::<K::Level>(problem, &sequence, kv_head, split, positions);
+    announce::<K>(problem, &sequence, segment, (kv_head, split), &mut keys);
     let stride = slot_stride(problem.head_dim());
     let mut first = 0;
     while first < segment.rows {
-        let rows = tile_rows::<S>(segment.rows - first);
+        let rows = tile_rows::<K::Level>(segment.rows - first);
         let slot = match segment.per_head {
             1 => None,
             splits => {
@@ -105,15 +106,15 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
         }
         // SAFETY: the caller's duties; the scratch holds a tile, and slots up to the last one were checked.
         unsafe {
-            pack_queries(problem, &sequence, kv_head, first, rows, own.queries);
-            attend::<S, E>(problem.head_dim(), problem.scale, &keys, &mut tile);
+            K::pack(problem, &sequence, kv_head, first, rows, own.queries);
+            K::attend(problem, &keys, &mut tile);
             for row in 0..rows {
                 let (m, l) = tile.sums[row];
                 if let Some(slot) = slot {
                     slot.add(row * stride).cast::<[f32; 2]>().write([m, l]);
                 } else {
                     let (token, _, head) = locate(problem, &sequence, kv_head, first + row);
-                    S::divide(tile.out.add(row * tile.out_stride), l, problem.result(token, head));
+                    K::Level::divide(tile.out.add(row * tile.out_stride), l, problem.result(token, head));
                 }
             }
         }
@@ -122,7 +123,7 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
 }
 
 /// Append the blocks that the unit after this one begins with, if it is of the same segment.
-fn announce<E: Element>(
+fn announce<K: Kind>(
     problem: &Problem<'_>,
     sequence: &Sequence,
     segment: &Segment,
@@ -140,7 +141,7 @@ fn announce<E: Element>(
     let begin = problem.keys_of(sequence.first_position()).0.max(start);
     let first = begin / keys.len * keys.len;
     let end =
-        sequence.len.min(start + problem.split).min(first + keys.ahead::<E>(problem.head_dim()) * keys.len);
+        sequence.len.min(start + problem.split).min(first + K::ahead(keys, problem.head_dim()) * keys.len);
     for (position, at) in (first..end).step_by(keys.len).zip(&mut keys.at[2 * keys.pieces..]) {
         *at = problem.block(sequence.index, position, kv_head).keys;
     }

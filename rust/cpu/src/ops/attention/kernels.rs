@@ -84,7 +84,7 @@ pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(arg
 
 /// Bits of the lanes of vector `index` that lie in `begin..end`.
 #[inline(always)]
-fn lanes(index: usize, begin: usize, end: usize) -> u16 {
+pub(super) fn lanes(index: usize, begin: usize, end: usize) -> u16 {
     let first = index * LANES;
     let (low, high) = (begin.saturating_sub(first), (end - first).min(LANES));
     (((1u32 << high) - 1) & !((1u32 << low) - 1)) as u16

@@ -1,11 +1,11 @@
 //! What the vector levels share: the rounds of a call, and the macro that compiles the kernels for a level.
 
 use super::decode;
+use super::kind::Kind;
 use super::plan::{Cursor, Round, Segment, next_round};
 use super::prefill;
 use super::problem::Problem;
 use super::scratch::AttentionScratch;
-use super::simd::{Element, Simd};
 use crate::pool::Worker;
 
 /// The methods of [`Simd`] that are loops, compiled with the instructions `$features`.
@@ -51,11 +51,7 @@ macro_rules! level_kernels {
 pub(super) use level_kernels;
 
 /// Run the call in rounds: units, a barrier, folds, a barrier.
-pub(super) fn run<S: Simd, E: Element>(
-    worker: &Worker<'_>,
-    problem: &Problem<'_>,
-    scratch: &AttentionScratch,
-) {
+pub(super) fn run<K: Kind>(worker: &Worker<'_>, problem: &Problem<'_>, scratch: &AttentionScratch) {
     let own = scratch.own(worker.index());
     // SAFETY: this worker's own memory, zeroed or filled with segments, of this length; nothing else refers to it.
     let segments = unsafe { std::slice::from_raw_parts_mut(own.segments, scratch.spec().max_seqs.max(1)) };
@@ -70,9 +66,9 @@ pub(super) fn run<S: Simd, E: Element>(
             // SAFETY: the level was checked; units are disjoint, and each runs on one worker.
             unsafe {
                 if segment.rows == 0 {
-                    prefill::unit::<S, E>(problem, &own, segment, item);
+                    prefill::unit::<K>(problem, &own, segment, item);
                 } else {
-                    decode::unit::<S, E>(problem, scratch, &own, segment, item);
+                    decode::unit::<K>(problem, scratch, &own, segment, item);
                 }
             }
         });
@@ -80,7 +76,7 @@ pub(super) fn run<S: Simd, E: Element>(
             worker.share(folds, |item| {
                 let segment = &round[round.partition_point(|segment| segment.first_fold <= item) - 1];
                 // SAFETY: as above; the barrier of the units lies before.
-                unsafe { decode::fold::<S>(problem, scratch, segment, item - segment.first_fold) };
+                unsafe { decode::fold::<K::Level>(problem, scratch, segment, item - segment.first_fold) };
             });
         }
         if last {

@@ -3,11 +3,12 @@
 //! The result of a query row is a function of its query, its keys and values and its position alone: keys are cut
 //! at the fixed positions 0, 256, 512, ... and partial results are folded in ascending order. Decode, prefill,
 //! every block size, every chunking, every number of workers and every instruction level give the same bits; the
-//! module `scalar` is the definition.
+//! module `scalar` is the definition. A cache of integers (`codes`) has a definition of its own there.
 //!
 //! Sources: online softmax as FlashAttention-2, arXiv 2307.08691; block tables as PagedAttention, arXiv 2309.06180.
 
 mod cache;
+mod codes;
 mod kernels;
 mod plan;
 mod problem;
@@ -15,7 +16,7 @@ mod scalar;
 mod scratch;
 mod simd;
 
-pub use cache::{KvPool, copy_blocks, kv_store};
+pub use cache::{KvPool, KvType, copy_blocks, kv_store};
 pub use scratch::{AttentionScratch, AttentionScratchSpec};
 
 use crate::isa::Isa;
@@ -82,15 +83,23 @@ pub fn attention_with_split(
     #[cfg(target_arch = "x86_64")]
     {
         use crate::tensor::DType::{Bf16, F16, F32};
+        use cache::KvType::{Float, Int8};
+        use avx2::Avx2;
+        use avx512::Avx512;
+        use kind::{Codes, Floats};
         use levels::run;
+        use simd::{Bf16 as Brain, F16 as Half, F32 as Single};
         match (isa, args.pool.dtype()) {
             (Isa::Scalar, _) => {}
-            (Isa::Avx2, F32) => return run::<avx2::Avx2, simd::F32>(worker, &problem, scratch),
-            (Isa::Avx2, F16) => return run::<avx2::Avx2, simd::F16>(worker, &problem, scratch),
-            (Isa::Avx2, Bf16) => return run::<avx2::Avx2, simd::Bf16>(worker, &problem, scratch),
-            (_, F32) => return run::<avx512::Avx512, simd::F32>(worker, &problem, scratch),
-            (_, F16) => return run::<avx512::Avx512, simd::F16>(worker, &problem, scratch),
-            (_, Bf16) => return run::<avx512::Avx512, simd::Bf16>(worker, &problem, scratch),
+            (Isa::Avx2, Float(F32)) => return run::<Floats<Avx2, Single>>(worker, &problem, scratch),
+            (Isa::Avx2, Float(F16)) => return run::<Floats<Avx2, Half>>(worker, &problem, scratch),
+            (Isa::Avx2, Float(Bf16)) => return run::<Floats<Avx2, Brain>>(worker, &problem, scratch),
+            (Isa::Avx2, Int8) => return run::<Codes<Avx2>>(worker, &problem, scratch),
+            (_, Float(F32)) => return run::<Floats<Avx512, Single>>(worker, &problem, scratch),
+            (_, Float(F16)) => return run::<Floats<Avx512, Half>>(worker, &problem, scratch),
+            (_, Float(Bf16)) => return run::<Floats<Avx512, Brain>>(worker, &problem, scratch),
+            (Isa::Avx512, Int8) => return run::<Codes<integers_avx512::Pairs>>(worker, &problem, scratch),
+            (_, Int8) => return run::<Codes<integers_avx512::Dots>>(worker, &problem, scratch),
         }
     }
     run_scalar(worker, &problem, scratch);
@@ -143,6 +152,7 @@ fn check<'a>(
         q,
         out,
         split,
+        isa,
     }
 }
 
@@ -151,9 +161,9 @@ fn run_scalar(worker: &Worker<'_>, problem: &Problem<'_>, scratch: &AttentionScr
     let own = scratch.own(worker.index());
     let dim = problem.head_dim();
     // SAFETY: this worker's own memory, a padded head each; nothing else refers to it during the call.
-    let (part, run) = unsafe {
-        (std::slice::from_raw_parts_mut(own.part, dim), std::slice::from_raw_parts_mut(own.run, dim))
-    };
+    let [part, run, query] =
+        unsafe { [own.part, own.run, own.queries].map(|at| std::slice::from_raw_parts_mut(at, dim)) };
+    let mut space = scalar::Space { part, run, query };
     let heads = problem.num_kv_heads() * problem.group_size;
     worker.share(problem.q.rows() * heads, |item| {
         let (row, head) = (item / heads, item % heads);
@@ -165,7 +175,7 @@ fn run_scalar(worker: &Worker<'_>, problem: &Problem<'_>, scratch: &AttentionScr
         let sequence = problem.sequence(index);
         let position = sequence.first_position() + row - sequence.first_row;
         // SAFETY: each item is one result, and stores into the cache ended before this call.
-        unsafe { scalar::attend(problem, index, row, position, head, part, run) };
+        unsafe { scalar::attend(problem, index, row, position, head, &mut space) };
     });
 }
 
@@ -175,6 +185,12 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod decode;
+#[cfg(target_arch = "x86_64")]
+mod integers;
+#[cfg(target_arch = "x86_64")]
+mod integers_avx512;
+#[cfg(target_arch = "x86_64")]
+mod kind;
 #[cfg(target_arch = "x86_64")]
 mod levels;
 #[cfg(target_arch = "x86_64")]

@@ -1,15 +1,16 @@
-//! The form for many query rows: a span of tokens of one kv head per unit. Keys and values of a split are widened to
-//! f32 panels once and used by all tiles of the span; running results stay in the worker's scratch.
+//! The form for many query rows: a span of tokens of one kv head per unit. Keys and values of a split are prepared
+//! once (floats are widened to f32 panels) and used by all tiles of the span; running results stay in the worker's scratch.
 
 use std::ptr::null;
 
 use super::decode::{clip, split_keys};
+use super::kind::Kind;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scalar::rescale;
 use super::scratch::{Own, padded, value_stride};
-use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd, Widen};
-use super::tile::{Keys, PIECES, Tile, attend, locate, pack_queries, tile_rows};
+use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
+use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -23,7 +24,7 @@ struct Span<'a> {
 ///
 /// # Safety
 /// The processor must have the level; `own` must be this worker's; the unit must be this worker's alone.
-pub(super) unsafe fn unit<S: Simd, E: Element>(
+pub(super) unsafe fn unit<K: Kind>(
     problem: &Problem<'_>,
     own: &Own,
     segment: &Segment,
@@ -43,20 +44,20 @@ pub(super) unsafe fn unit<S: Simd, E: Element>(
     let dim = padded(problem.head_dim());
     // SAFETY: the caller's duties; the scratch holds a span and a split.
     unsafe {
-        each_tile::<S>(span.rows, |row, rows| {
-            let to = own.queries.add(row * problem.head_dim());
-            pack_queries(problem, &sequence, kv_head, span.first + row, rows, to);
+        each_tile::<K::Level>(span.rows, |row, rows| {
+            let to = own.queries.add(row * dim);
+            K::pack(problem, &sequence, kv_head, span.first + row, rows, to);
         });
         let splits = problem.keys_of(positions.0).0 / problem.split..=positions.1 / problem.split;
         for split in splits {
-            let (cached, range) = split_keys::<S>(problem, &sequence, kv_head, split, positions);
-            let keys = widen::<S, E>(problem, own, &cached, range);
-            each_tile::<S>(span.rows, |row, rows| one_tile::<S>(problem, own, &span, &keys, row, rows));
+            let (cached, range) = split_keys::<K::Level>(problem, &sequence, kv_head, split, positions);
+            let keys = K::prepare(problem, own, cached, range);
+            each_tile::<K::Level>(span.rows, |row, rows| one_tile::<K>(problem, own, &span, &keys, row, rows));
         }
         for row in 0..span.rows {
             let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);
             let [_, l] = own.sums.add(2 * row).cast::<[f32; 2]>().read();
-            S::divide(own.run.add(row * dim), l, problem.result(token, head));
+            K::Level::divide(own.run.add(row * dim), l, problem.result(token, head));
         }
     }
 }
@@ -70,8 +71,8 @@ fn each_tile<S: Simd>(rows: usize, mut work: impl FnMut(usize, usize)) {
     }
 }
 
-/// One tile against one widened split, folded into the running results.
-unsafe fn one_tile<S: Simd>(
+/// One tile against one prepared split, folded into the running results.
+unsafe fn one_tile<K: Kind>(
     problem: &Problem<'_>,
     own: &Own,
     span: &Span<'_>,
@@ -95,13 +96,13 @@ unsafe fn one_tile<S: Simd>(
         let mut tile = Tile {
             rows,
             ranges,
-            queries: own.queries.add(row * problem.head_dim()),
+            queries: own.queries.add(row * dim),
             scores: own.scores,
             out: if direct { run } else { own.part },
             out_stride: dim,
             sums: [(0.0, 0.0); MAX_TILE_ROWS],
         };
-        attend::<S, Panel>(problem.head_dim(), problem.scale, keys, &mut tile);
+        K::attend_prepared(problem, keys, &mut tile);
         for index in 0..rows {
             if ranges[index].0 >= ranges[index].1 {
                 continue;
@@ -118,14 +119,17 @@ unsafe fn one_tile<S: Simd>(
                 let [m, l] = sums.read();
                 let (keep, add, top) = rescale(m, m_split);
                 sums.write([top, l_split.mul_add(add, l * keep)]);
-                S::scale_add(run, keep, part, add, dim / LANES);
+                K::Level::scale_add(run, keep, part, add, dim / LANES);
             }
         }
     }
 }
 
 /// Widen keys and values `begin..end` of a split to the worker's panels.
-unsafe fn widen<S: Simd, E: Element>(
+///
+/// # Safety
+/// The processor must have the level; `own` must be this worker's; pieces must be filled.
+pub(super) unsafe fn widen<S: Simd, E: Element>(
     problem: &Problem<'_>,
     own: &Own,
     cached: &Keys,

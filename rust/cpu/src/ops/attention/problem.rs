@@ -2,6 +2,7 @@
 
 use super::cache::{BlockHead, KvPool};
 use super::scratch::AttentionScratchSpec;
+use crate::isa::Isa;
 use crate::step::{GroupView, StepView};
 use crate::tensor::{Rows, RowsMut};
 
@@ -19,6 +20,7 @@ pub(super) struct Problem<'a> {
     pub(super) out: RowsMut<'a>,
     /// Keys of a split.
     pub(super) split: usize,
+    pub(super) isa: Isa,
 }
 
 /// A sequence's rows in the step.

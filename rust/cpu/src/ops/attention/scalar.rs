@@ -8,14 +8,33 @@
 //! 4. Splits are folded ascending: with m' the larger maximum, a = exp(m - m'), b = exp(m_s - m'),
 //!    `l = mul_add(l_s, b, l * a)` and `o = mul_add(o_s, b, o * a)`.
 //! 5. The result is o / l.
+//!
+//! A cache of integers changes two of them. The query of a head is rounded to codes with a scale of its own.
+//! 2. Score: the exact integer sum, as f32, times the key's scale, times (the query's scale times the softmax scale).
+//! 3. w = p * the value's scale; with the largest w of the split, n = w * (32767 / largest) rounded to nearest even,
+//!    and o[d] is the exact sum of n times the value's code, as f32, times (largest / 32767). The sum l is of p.
+
+use std::ops::Range;
 
 use super::SPLIT;
-use super::cache::BlockHead;
+use super::cache::{BlockHead, KvType};
+use super::codes;
 use super::problem::Problem;
 use super::simd::LANES;
 use crate::math::exp;
+use crate::tensor::DType;
 
-/// Attend one row of a sequence at `position` with one head. `part` and `run` hold `head_dim` elements.
+/// Memory of one call of [`attend`]: `head_dim` elements each.
+pub(super) struct Space<'a> {
+    /// Result of a split.
+    pub(super) part: &'a mut [f32],
+    /// Result so far.
+    pub(super) run: &'a mut [f32],
+    /// The query as integers.
+    pub(super) query: &'a mut [f32],
+}
+
+/// Attend one row of a sequence at `position` with one head.
 ///
 /// # Safety
 /// No reference to the row's result may be alive, and nobody may write the sequence's blocks meanwhile.
@@ -25,18 +44,25 @@ pub(super) unsafe fn attend(
     row: usize,
     position: usize,
     head: usize,
-    part: &mut [f32],
-    run: &mut [f32],
+    space: &mut Space<'_>,
 ) {
+    let Space { part, run, query: rounded } = space;
     let (begin, end) = problem.keys_of(position);
-    let query = problem.query(row, head);
-    let kv_head = head / problem.group_size;
+    let (mut query, mut scale) = (problem.query(row, head), problem.scale);
+    if problem.pool.dtype() == KvType::Int8 {
+        let step = codes::scale_of(query);
+        scale *= step;
+        for (rounded, q) in rounded.iter_mut().zip(query) {
+            *rounded = if codes::is_usable(step) { codes::code(*q, step) as f32 } else { 0.0 };
+        }
+        query = rounded;
+    }
+    let reader = Reader { problem, sequence, kv_head: head / problem.group_size };
     let (mut m, mut l) = (f32::NEG_INFINITY, 0.0);
     for split in begin / problem.split..=(end - 1) / problem.split {
         let keys = begin.max(split * problem.split)..end.min((split + 1) * problem.split);
         let first = keys.start == begin;
-        // SAFETY: the caller's duty.
-        let (m_split, l_split) = unsafe { attend_split(problem, sequence, kv_head, query, keys, part) };
+        let (m_split, l_split) = attend_split(&reader, query, scale, keys, part);
         if first {
             (m, l) = (m_split, l_split);
             run.copy_from_slice(part);
@@ -44,14 +70,14 @@ pub(super) unsafe fn attend(
             let (keep, add, top) = rescale(m, m_split);
             l = l_split.mul_add(add, l * keep);
             m = top;
-            for (run, part) in run.iter_mut().zip(&*part) {
+            for (run, part) in run.iter_mut().zip(&**part) {
                 *run = part.mul_add(add, *run * keep);
             }
         }
     }
     // SAFETY: the caller's duty.
     let out = unsafe { problem.result(row, head) };
-    for (out, run) in out.iter_mut().zip(&*run) {
+    for (out, run) in out.iter_mut().zip(&**run) {
         *out = run / l;
     }
 }
@@ -62,43 +88,121 @@ pub(super) fn rescale(m: f32, m_split: f32) -> (f32, f32, f32) {
     (exp(m - top), exp(m_split - top), top)
 }
 
-/// Result of the keys of one split: writes o to `part` and returns (m, l).
-unsafe fn attend_split(
-    problem: &Problem<'_>,
+/// Keys and values of one sequence and kv head, read one by one.
+struct Reader<'a> {
+    problem: &'a Problem<'a>,
     sequence: usize,
     kv_head: usize,
-    query: &[f32],
-    keys: std::ops::Range<usize>,
-    part: &mut [f32],
-) -> (f32, f32) {
-    let block_size = problem.pool.block_size();
-    let element = |at: *mut u8, index: usize| {
-        let (dtype, size) = (problem.pool.dtype(), problem.pool.dtype().size());
+}
+
+impl Reader<'_> {
+    /// Block of a key, and its place there.
+    fn at(&self, key: usize) -> (BlockHead, usize) {
+        (self.problem.block(self.sequence, key, self.kv_head), key % self.problem.pool.block_size())
+    }
+
+    /// Element `index` of floats at `at`.
+    fn float(&self, dtype: DType, at: *mut u8, index: usize) -> f32 {
+        let size = dtype.size();
         // SAFETY: `index` lies in the block; nobody writes it meanwhile.
-        dtype.get(unsafe { std::slice::from_raw_parts(at.add(index * size), size) }, 0)
-    };
-    let block_of = |key: usize| -> BlockHead { problem.block(sequence, key, kv_head) };
-    let mut scores = [0f32; SPLIT];
-    let mut max = f32::NEG_INFINITY;
-    for key in keys.clone() {
-        let (block, offset) = (block_of(key), key % block_size);
+        dtype.get(unsafe { std::slice::from_raw_parts(at.wrapping_add(index * size), size) }, 0)
+    }
+
+    /// Key times query by the rules of floats, not scaled yet.
+    fn float_score(&self, dtype: DType, key: usize, query: &[f32]) -> f32 {
+        let (block, offset) = self.at(key);
+        let block_size = self.problem.pool.block_size();
         let mut sum = 0f32;
         for (d, q) in query.iter().enumerate() {
-            sum = q.mul_add(element(block.keys, d * block_size + offset), sum);
+            sum = q.mul_add(self.float(dtype, block.keys, d * block_size + offset), sum);
         }
-        let score = sum * problem.scale;
-        scores[key - keys.start] = score;
-        max = max.max(score);
+        sum
+    }
+
+    /// The same by the rules of integers; `query` holds codes.
+    fn code_score(&self, key: usize, query: &[f32]) -> f32 {
+        let (block, offset) = self.at(key);
+        let block_size = self.problem.pool.block_size();
+        let mut sum = 0;
+        for (d, q) in query.iter().enumerate() {
+            let at = block.key_codes(block_size).wrapping_add(4 * (d / 4 * block_size + offset) + d % 4);
+            // SAFETY: an element of the block; nobody writes it meanwhile.
+            sum += *q as i32 * (i32::from(unsafe { at.read() }) - codes::BIAS);
+        }
+        sum as f32 * self.scale(block.keys, offset)
+    }
+
+    /// Scale number `offset` of codes at `at`.
+    fn scale(&self, at: *mut u8, offset: usize) -> f32 {
+        // SAFETY: the scales of a block come first; nobody writes them meanwhile.
+        unsafe { at.cast::<f32>().add(offset).read_unaligned() }
+    }
+
+    /// `part = sum_j p[j] * v[j]` over `keys` by the rules of floats.
+    fn add_floats(&self, dtype: DType, keys: Range<usize>, p: &[f32], part: &mut [f32]) {
+        part.fill(0.0);
+        for (key, p) in keys.zip(p) {
+            let (block, offset) = self.at(key);
+            let first = offset * part.len();
+            for (d, part) in part.iter_mut().enumerate() {
+                *part = p.mul_add(self.float(dtype, block.values, first + d), *part);
+            }
+        }
+    }
+
+    /// The same by the rules of integers.
+    fn add_codes(&self, keys: Range<usize>, p: &mut [f32], part: &mut [f32]) {
+        let mut most = 0f32;
+        for (key, p) in keys.clone().zip(&mut *p) {
+            let (block, offset) = self.at(key);
+            *p *= self.scale(block.values, offset);
+            most = if *p > most { *p } else { most };
+        }
+        let usable = most > codes::NOTHING;
+        let (factor, step) = if usable { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
+        let block_size = self.problem.pool.block_size();
+        let width = codes::padded(part.len());
+        for (d, part) in part.iter_mut().enumerate() {
+            let mut sum = 0;
+            for (key, p) in keys.clone().zip(&*p) {
+                let (block, offset) = self.at(key);
+                let at = block.value_codes(block_size).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
+                // SAFETY: an element of the block; nobody writes it meanwhile.
+                let code = unsafe { at.cast::<i8>().read() };
+                sum += (*p * factor).round_ties_even() as i32 * i32::from(code);
+            }
+            *part = sum as f32 * step;
+        }
+    }
+}
+
+/// Result of the keys of one split: writes o to `part` and returns (m, l).
+fn attend_split(
+    reader: &Reader<'_>,
+    query: &[f32],
+    scale: f32,
+    keys: Range<usize>,
+    part: &mut [f32],
+) -> (f32, f32) {
+    let dtype = reader.problem.pool.dtype();
+    let mut scores = [0f32; SPLIT];
+    let mut max = f32::NEG_INFINITY;
+    for (key, score) in keys.clone().zip(&mut scores) {
+        let product = match dtype {
+            KvType::Float(dtype) => reader.float_score(dtype, key, query),
+            KvType::Int8 => reader.code_score(key, query),
+        };
+        *score = product * scale;
+        max = max.max(*score);
     }
     let mut lanes = [0f32; LANES];
-    part.fill(0.0);
-    for key in keys.clone() {
-        let p = exp(scores[key - keys.start] - max);
-        lanes[key % LANES] += p;
-        let (block, offset) = (block_of(key), key % block_size);
-        for (d, part) in part.iter_mut().enumerate() {
-            *part = p.mul_add(element(block.values, offset * query.len() + d), *part);
-        }
+    for (key, score) in keys.clone().zip(&mut scores) {
+        *score = exp(*score - max);
+        lanes[key % LANES] += *score;
+    }
+    match dtype {
+        KvType::Float(dtype) => reader.add_floats(dtype, keys, &scores, part),
+        KvType::Int8 => reader.add_codes(keys, &mut scores, part),
     }
     for step in [8, 4, 2, 1] {
         for lane in 0..step {

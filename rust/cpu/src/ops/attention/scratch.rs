@@ -61,7 +61,7 @@ pub(super) struct Own {
     pub(super) scores: *mut f32,
     /// `[MAX_TILE_ROWS, dim_padded]` result of a tile for one split.
     pub(super) part: *mut f32,
-    /// `[span rows, head_dim]` packed queries of a prefill unit, or of a decode tile.
+    /// `[span rows, dim_padded]` packed queries of a prefill unit, or of a decode tile.
     pub(super) queries: *mut f32,
     /// `[span rows, dim_padded]` running results of a prefill unit.
     pub(super) run: *mut f32,

@@ -10,7 +10,7 @@ use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
 pub(super) const PIECES: usize = SPLIT / LANES;
 /// How far ahead of the reads to prefetch, about: less does not cover the latency of memory, more leaves the L1
 /// cache before it is used (measured on Zen 5).
-const AHEAD_BYTES: usize = 8 << 10;
+pub(super) const AHEAD_BYTES: usize = 8 << 10;
 
 /// The keys and values of one split, in pieces: blocks of the cache, or one widened panel.
 pub(super) struct Keys {
@@ -93,9 +93,18 @@ macro_rules! with_rows {
     (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*) => {
         match $value {
             $($count => { const $rows: usize = $count; $call })*
-            _ => { const $rows: usize = MAX_TILE_ROWS; $call }
+            _ => { const $rows: usize = $crate::ops::attention::simd::MAX_TILE_ROWS; $call }
         }
     };
+}
+pub(super) use with_rows;
+
+/// Rows of a tile from the first to the last that sees a key, if one does.
+pub(super) fn seen(tile: &Tile) -> Option<std::ops::Range<usize>> {
+    let ranges = &tile.ranges[..tile.rows];
+    let from = ranges.iter().position(|range| range.0 < range.1)?;
+    let hidden = ranges.iter().rev().take_while(|range| range.0 >= range.1).count();
+    Some(from..tile.rows - hidden)
 }
 
 /// How many of `left` rows the next tile takes: a number that `with_rows` knows.
@@ -109,10 +118,8 @@ pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
 /// The processor must have the level; pointers must be good for the shapes; the pieces from the first to the last
 /// visible key must be filled.
 pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, keys: &Keys, tile: &mut Tile) {
-    let ranges = &tile.ranges[..tile.rows];
-    let Some(from) = ranges.iter().position(|range| range.0 < range.1) else { return };
-    let to = tile.rows - ranges.iter().rev().take_while(|range| range.0 >= range.1).count();
-    let (begin, end) = (ranges[from].0, ranges[to - 1].1);
+    let Some(rows) = seen(tile) else { return };
+    let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let (group, ahead) = (keys.group(), keys.ahead::<E>(head_dim));
     let mut position = begin - (begin - keys.start) % group;
     while position < end {
@@ -136,7 +143,7 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
         position += group;
     }
     let dim = padded(head_dim);
-    for row in from..to {
+    for row in rows.clone() {
         let (first, last) = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
         // SAFETY: the caller's duty.
         unsafe {
@@ -145,7 +152,7 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
         }
     }
     // SAFETY: the caller's duty.
-    unsafe { add_values::<S, E>(dim, keys, tile, from..to) };
+    unsafe { add_values::<S, E>(dim, keys, tile, rows) };
 }
 
 /// Keys that all rows see go through the tile; what only some see, before and after, row by row: a probability of
