@@ -19,7 +19,7 @@ from pyrite.backends.devices import (
     resolve_device,
 )
 from pyrite.errors import CapacityError, ConfigError
-from pyrite.settings import EngineConfig, FloatDtype
+from pyrite.settings import EngineConfig, FloatDtype, KvDtype
 from pyrite.source import open_model, resolve_folder
 from pyrite.system import free_memory_bytes
 
@@ -70,7 +70,7 @@ class MemoryPlan:
     scratch_bytes: int
     logits_bytes: int
     kv_groups: tuple[KvGroupPlan, ...]
-    kv_cache_dtype: FloatDtype
+    kv_cache_dtype: KvDtype
     block_size: int
     max_num_seqs: int
     max_model_len: int
@@ -146,6 +146,10 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows, itemsize=itemsize)
     logits = 4 * rows * program.vocab_size
     kv_dtype = kv_cache_dtype(model.weights, program, config)
+    if device != "cpu" and kv_dtype == "int8":
+        raise ConfigError(
+            "keys and values in 8 bits are built for the CPU only", got=kv_dtype, expected=dtype, field="kv_cache_dtype"
+        )
     if device == "cuda":
         check_cuda_dtypes(dtype, kv_dtype)
     on_device = free_memory_bytes() if device == "cpu" else free_device_bytes()
@@ -162,7 +166,7 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
         raise CapacityError(
             "not that much memory is free", got=budget, expected=f"at most {free}", field="kv_cache_memory"
         )
-    sizes = _KvSizes(program.kv_groups, config, _ITEMSIZE[kv_dtype])
+    sizes = _KvSizes(program.kv_groups, config, kv_dtype)
     max_model_len, capacity = _fit(sizes, config, model.config.max_position_embeddings, budget)
     groups = tuple(
         KvGroupPlan(g.window, g.num_layers, size, blocks)
@@ -188,9 +192,9 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     )
 
 
-def kv_cache_dtype(weights: Weights, program: Program, config: EngineConfig) -> FloatDtype:
+def kv_cache_dtype(weights: Weights, program: Program, config: EngineConfig) -> KvDtype:
     """The dtype of keys and values: as asked for, or that of the (converted) matrices."""
-    if config.kv_cache_dtype in get_args(FloatDtype):
+    if config.kv_cache_dtype in get_args(KvDtype):
         return config.kv_cache_dtype  # type: ignore[return-value]
     return matrix_dtype(weights, program, config)
 
@@ -239,9 +243,9 @@ class _KvSizes:
     window each, any alignment, and the tokens of one step.
     """
 
-    def __init__(self, groups: tuple[KvGroup, ...], config: EngineConfig, itemsize: int) -> None:
+    def __init__(self, groups: tuple[KvGroup, ...], config: EngineConfig, kv_dtype: KvDtype) -> None:
         self.block_size = config.block_size
-        self.block_bytes = [kv_block_bytes(group, config.block_size, itemsize) for group in groups]
+        self.block_bytes = [kv_block_bytes(group, config.block_size, kv_dtype) for group in groups]
         step_blocks = -(-config.max_num_batched_tokens // config.block_size)
         self._most = [
             None

@@ -12,6 +12,8 @@ from pyrite.quant.schemes import quantization
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 FLOAT_DTYPES: tuple[FloatDtype, ...] = ("float32", "float16", "bfloat16")
+KvDtype = Literal["float32", "float16", "bfloat16", "int8"]
+KV_DTYPES: tuple[KvDtype, ...] = (*FLOAT_DTYPES, "int8")
 CPU_ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -77,7 +79,8 @@ class EngineConfig:
         quantization: None keeps float weights. "int4", "int8" or another name of `pyrite.quant.schemes`: matrices of
             linears become integers on load. Those whose inputs do not divide into groups stay float, with a warning.
         kv_cache_dtype: "auto" is float32 for a float32 model and bfloat16 or float16 for such a model;
-            or one of the three by name.
+            or one of the three by name. "int8": 8-bit integers with one float32 scale per token and head, of the key
+            and of the value, and queries rounded likewise; on the CPU only.
         kv_cache_memory: bytes for keys and values. None: half of the free memory, or less when that is enough.
         max_model_len: most tokens of one sequence, prompt included. None: the model's, or what fits.
         max_num_seqs: sequences that run together, 1 to 1024.
@@ -113,9 +116,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("dtype", self.dtype, ("auto", *FLOAT_DTYPES))
-        if isinstance(self.kv_cache_dtype, str) and self.kv_cache_dtype.startswith(("fp8", "int8", "float8")):
+        if isinstance(self.kv_cache_dtype, str) and self.kv_cache_dtype.startswith(("fp8", "float8")):
             raise _not_built("kv_cache_dtype", self.kv_cache_dtype, '"auto"')
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", *FLOAT_DTYPES))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_DTYPES))
         if self.quantization is not None:
             quantization(self.quantization)
         if self.speculative is not None:

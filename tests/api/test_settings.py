@@ -28,7 +28,7 @@ BAD = [
 
 NOT_BUILT = [
     ("kv_cache_dtype", "fp8"),
-    ("kv_cache_dtype", "int8"),
+    ("kv_cache_dtype", "float8_e4m3"),
     ("speculative", {"method": "ngram"}),
 ]
 

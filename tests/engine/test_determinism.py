@@ -21,15 +21,15 @@ from tiny_models import FAMILIES, ORDINARY_IDS, tiny
 
 Fingerprint = list[tuple[tuple[int, ...], tuple[float, ...]]]
 
-MODELS = (*FAMILIES, "qwen3-int4", "muse_glimmer-int8")
+MODELS = (*FAMILIES, "qwen3-int4", "muse_glimmer-int8", "qwen3--int8")
 BASE: dict[str, Any] = {"max_model_len": 256, "num_threads": 2, "max_num_seqs": 16, "seed": 0}
 
 
 def keywords(model: str) -> dict[str, Any]:
-    """Those of `LLM` that say which of `MODELS`."""
-    family, _, quantization = model.partition("-")
+    """Those of `LLM` that say which of `MODELS`: family-weights-kv."""
+    family, quantization, kv_dtype = (*model.split("-"), "", "")[:3]
     folder = quantizable(family) if quantization else tiny(family)
-    return {"model": folder, "quantization": quantization or None}
+    return {"model": folder, "quantization": quantization or None, "kv_cache_dtype": kv_dtype or "auto"}
 
 
 def requests(count: int, longest: int, max_tokens: int) -> tuple[list[dict[str, Any]], list[SamplingParams]]:

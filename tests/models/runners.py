@@ -65,9 +65,14 @@ def run_scheduled(program: Program, folder: Path, token_ids: Sequence[int], chun
 
 
 def run_cpu(
-    program: Program, folder: Path, token_ids: Sequence[int], chunks: Sequence[int], isa: str | None = None
+    program: Program,
+    folder: Path,
+    token_ids: Sequence[int],
+    chunks: Sequence[int],
+    isa: str | None = None,
+    kv_dtype: str = "float32",
 ) -> np.ndarray:
-    """The Rust executor with f32 keys and values on the scheduler's plans, with steps of the first chunk's size."""
+    """The Rust executor on the scheduler's plans, with steps of the first chunk's size."""
     backend = CpuBackend(
         program,
         _core.open_checkpoint(str(folder)),
@@ -76,7 +81,7 @@ def run_cpu(
         max_tokens=chunks[0],
         max_rows=chunks[0],
         max_seqs=1,
-        kv_dtype="float32",
+        kv_dtype=kv_dtype,
         num_threads=2,
         isa=isa,
     )

@@ -110,6 +110,13 @@ class CandidateBackend(Backend, Protocol):
         ...
 
 
-def kv_block_bytes(group: KvGroup, block_size: int, kv_itemsize: int) -> int:
-    """Bytes of one block of a KV group: keys and values of `block_size` tokens in all its layers."""
-    return 2 * group.num_layers * group.num_kv_heads * group.head_dim * block_size * kv_itemsize
+def kv_block_bytes(group: KvGroup, block_size: int, kv_dtype: str) -> int:
+    """Bytes of one block of a KV group: keys and values of `block_size` tokens in all its layers.
+
+    Args:
+        kv_dtype: "float32", "float16", "bfloat16", or "int8": a code per element, `head_dim` rounded up to a multiple
+            of four, and a float32 scale.
+    """
+    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
+    head_bytes = -(-group.head_dim // 4) * 4 + 4 if kv_dtype == "int8" else group.head_dim * itemsize[kv_dtype]
+    return 2 * group.num_layers * group.num_kv_heads * head_bytes * block_size

@@ -73,6 +73,8 @@ class TorchReference:
         dtype: of weights, activations and cache: float32, or float64 for a reference of the reference.
         quantized_inputs: how the inputs of integer weights are taken. "int8": exact integer dots on inputs rounded to
             int8, as the CPU does; "float": the inputs as they are, times `(code - zero) * scale`, as the GPU does.
+        kv_dtype: of the cache: `dtype`, or "int8": keys, values and queries rounded to whole multiples of the largest
+            magnitude of their head over 127.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class TorchReference:
         num_blocks: Sequence[int],
         dtype: torch.dtype = torch.float32,
         quantized_inputs: Literal["int8", "float"] = "int8",
+        kv_dtype: Literal["int8"] | None = None,
     ) -> None:
         self.program = program
+        self.kv_dtype = kv_dtype
         self.dtype = dtype
         self.block_size = block_size
         self.parameters: dict[str, torch.Tensor] = {}
@@ -182,6 +186,13 @@ class _Step:
             raise InternalError("slot outside the KV pool", got=slot, field=f"slot_mapping({group})")
         return block, offset
 
+    def stored(self, heads: torch.Tensor) -> torch.Tensor:
+        """Heads as the cache keeps them, [heads, head_dim]."""
+        if self.backend.kv_dtype is None:
+            return heads
+        scale = heads.abs().amax(-1, keepdim=True) / 127
+        return torch.where(scale > 0, torch.round(heads / scale) * scale, 0.0)
+
     def slot_of(self, group: int, seq: int, position: int) -> int:
         table, size = self.tables[group][seq], self.backend.block_size
         if position // size >= len(table) or table[position // size] < 0:
@@ -248,8 +259,8 @@ def _kv_store(step: _Step, op: ir.KvStore) -> None:
         if slot == -1:
             continue
         block, offset = step.block_and_offset(op.group, slot)
-        k_cache[op.layer, block, offset] = k.view(k_cache.shape[-2:])
-        v_cache[op.layer, block, offset] = v.view(v_cache.shape[-2:])
+        k_cache[op.layer, block, offset] = step.stored(k.view(k_cache.shape[-2:]))
+        v_cache[op.layer, block, offset] = step.stored(v.view(v_cache.shape[-2:]))
 
 
 def _attention(step: _Step, op: ir.Attention) -> None:
@@ -264,7 +275,7 @@ def _attention(step: _Step, op: ir.Attention) -> None:
         slots = [step.slot_of(op.group, seq, j) for j in range(first, position + 1)]
         k = k_cache[slots].repeat_interleave(shared, dim=1)  # [keys, num_heads, head_dim]
         v = v_cache[slots].repeat_interleave(shared, dim=1)
-        heads = q.view(op.num_heads, group.head_dim)
+        heads = step.stored(q.view(op.num_heads, group.head_dim))
         scores = torch.einsum("hd,jhd->hj", heads, k) * op.softmax_scale
         out.copy_(torch.einsum("hj,jhd->hd", torch.softmax(scores, dim=-1), v).flatten())
 

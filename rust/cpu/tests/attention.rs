@@ -334,11 +334,9 @@ fn exact(shape: &Shape, tokens: &Tokens) -> Vec<f64> {
             let store = |x: &Vec<f32>| x.iter().map(|x| f64::from(rounded(dtype, *x))).collect();
             (tokens.q.iter().map(|q| f64::from(*q)).collect(), store(&tokens.k), store(&tokens.v))
         }
-        KvType::Int8 => (
-            coded(&tokens.q, shape.dim),
-            coded(&tokens.k, shape.dim),
-            coded(&tokens.v, shape.dim),
-        ),
+        KvType::Int8 => {
+            (coded(&tokens.q, shape.dim), coded(&tokens.k, shape.dim), coded(&tokens.v, shape.dim))
+        }
     };
     softmax_attention(shape, tokens.len, &q, &k, &v)
 }

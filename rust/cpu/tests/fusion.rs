@@ -106,7 +106,7 @@ fn run(checkpoint: &Checkpoint, watched: bool, isa: Isa, num_threads: usize, ids
         max_tokens: MAX_TOKENS,
         max_rows: MAX_TOKENS,
         max_seqs: 1,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_dtype: None,
         num_threads,
         isa,

@@ -7,6 +7,7 @@ use super::Model;
 use super::compile::{Base, Phase, Place, Plan};
 use super::step_check::StepSize;
 use crate::isa::Isa;
+use crate::ops::attention::KvType;
 use crate::ops::qlinear::Then;
 use crate::program::{Program, RowsOf};
 use crate::step::StepView;
@@ -146,6 +147,7 @@ fn arithmetic(phase: &Phase, model: &Model) -> Arithmetic {
             }
             _ => Arithmetic::Fp32,
         },
+        Phase::Attention { group, .. } if model.kv[*group].dtype() == KvType::Int8 => Arithmetic::Int8,
         _ => Arithmetic::Fp32,
     }
 }

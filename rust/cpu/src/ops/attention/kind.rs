@@ -207,7 +207,8 @@ unsafe fn weigh<I: Integers>(keys: &Keys, row: *mut f32, (begin, end): (usize, u
         let piece = (position - keys.first) / keys.len;
         let start = keys.first + piece * keys.len;
         let to = end.min(start + keys.len);
-        let scales = keys.at[keys.pieces + piece].cast::<f32>().wrapping_add((position - start) / LANES * LANES);
+        let scales =
+            keys.at[keys.pieces + piece].cast::<f32>().wrapping_add((position - start) / LANES * LANES);
         // SAFETY: the caller's duty.
         most = unsafe { I::weigh(row, position - keys.start, to - keys.start, scales, most) };
         position = to;

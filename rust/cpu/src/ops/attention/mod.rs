@@ -83,9 +83,9 @@ pub fn attention_with_split(
     #[cfg(target_arch = "x86_64")]
     {
         use crate::tensor::DType::{Bf16, F16, F32};
-        use cache::KvType::{Float, Int8};
         use avx2::Avx2;
         use avx512::Avx512;
+        use cache::KvType::{Float, Int8};
         use kind::{Codes, Floats};
         use levels::run;
         use simd::{Bf16 as Brain, F16 as Half, F32 as Single};

@@ -24,12 +24,7 @@ struct Span<'a> {
 ///
 /// # Safety
 /// The processor must have the level; `own` must be this worker's; the unit must be this worker's alone.
-pub(super) unsafe fn unit<K: Kind>(
-    problem: &Problem<'_>,
-    own: &Own,
-    segment: &Segment,
-    item: usize,
-) {
+pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &Segment, item: usize) {
     let sequence = problem.sequence(segment.sequence);
     let (kv_head, index) = (item / segment.per_head, item % segment.per_head);
     let tokens = problem.span_tokens();
@@ -52,7 +47,9 @@ pub(super) unsafe fn unit<K: Kind>(
         for split in splits {
             let (cached, range) = split_keys::<K::Level>(problem, &sequence, kv_head, split, positions);
             let keys = K::prepare(problem, own, cached, range);
-            each_tile::<K::Level>(span.rows, |row, rows| one_tile::<K>(problem, own, &span, &keys, row, rows));
+            each_tile::<K::Level>(span.rows, |row, rows| {
+                one_tile::<K>(problem, own, &span, &keys, row, rows)
+            });
         }
         for row in 0..span.rows {
             let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);

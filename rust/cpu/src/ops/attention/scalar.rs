@@ -166,7 +166,8 @@ impl Reader<'_> {
             let mut sum = 0;
             for (key, p) in keys.clone().zip(&*p) {
                 let (block, offset) = self.at(key);
-                let at = block.value_codes(block_size).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
+                let at =
+                    block.value_codes(block_size).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
                 // SAFETY: an element of the block; nobody writes it meanwhile.
                 let code = unsafe { at.cast::<i8>().read() };
                 sum += (*p * factor).round_ties_even() as i32 * i32::from(code);
