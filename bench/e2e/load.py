@@ -1,18 +1,25 @@
 """Time and peak memory of loading a model folder, in a fresh process, beside a plain read of the same files.
 
-    python bench/e2e/load.py FOLDER --name llama-3.2-1b --out bench/results [--repeats 5]
+    python bench/e2e/load.py FOLDER --name llama-3.2-1b --out bench/results [--quantization int4] [--repeats 5]
 
 The files are in the page cache (one read goes first). Peak memory is VmHWM of the whole process, less what the same
-process had after `import pyrite`; KV blocks are kept small so that it is the weights that are measured.
+process had after `import pyrite`; KV blocks are kept small so that it is the weights that are measured. "Process to
+first token" starts with the process, so it has Python, the imports and the load in it.
+
+With a quantization there are two rows: `quantize` finds no packed file and writes one, `packed` reads it (from the page
+cache). FOLDER may be "starter", for the model inside the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,17 +27,22 @@ from typing import Any
 from decode_prefill import header
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pyrite import LLM, SamplingParams
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+folder, threads, quantization = sys.argv[1], int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None
 before = status("VmHWM")
 started = time.perf_counter()
-llm = LLM(sys.argv[1], max_model_len=128, max_num_seqs=1, max_num_batched_tokens=64, num_threads=int(sys.argv[2]))
+llm = LLM(None if folder == "starter" else folder, quantization=quantization, max_model_len=128, max_num_seqs=1,
+          max_num_batched_tokens=64, num_threads=threads)
 loaded = time.perf_counter()
 llm.generate({"prompt_token_ids": [5, 6, 7]}, SamplingParams(max_tokens=1), use_tqdm=False)
-print(json.dumps({"load_s": loaded - started, "first_token_s": time.perf_counter() - started,
-                  "peak_bytes": status("VmHWM") - before}))
+done = time.perf_counter()
+metrics = llm.metrics()
+found = {"load_s": loaded - started, "first_token_s": done - started, "peak_bytes": status("VmHWM") - before,
+         "weight_bytes": metrics["weight_bytes"], "from_packed_file": metrics["weights_from_packed_file"]}
+print(json.dumps(found), flush=True)
 """
 
 
@@ -45,35 +57,74 @@ def plain_read(files: list[Path]) -> float:
     return time.perf_counter() - started
 
 
+def start(folder: str, threads: int, quantization: str | None, cache: Path) -> dict[str, float]:
+    """Load and generate one token in a fresh process, with `cache` for packed files."""
+    command = [sys.executable, "-c", CHILD, folder, str(threads), *([quantization] if quantization else [])]
+    started = time.perf_counter()
+    environment = {**os.environ, "PYRITE_CACHE_DIR": str(cache)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    if process.returncode or not line:
+        raise SystemExit(f"the load failed with {process.returncode}")
+    return {**json.loads(line), "process_to_first_token_s": seconds}
+
+
+def row(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, the peak over the bytes of the loaded weights, and the runs."""
+    median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return {"median": median, "peak_share": median["peak_bytes"] / median["weight_bytes"], "runs": runs}
+
+
 def main() -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quantization")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    files = sorted(arguments.folder.glob("*.safetensors"))
-    num_bytes = sum(path.stat().st_size for path in files)
+    folder = arguments.folder
+    if folder == "starter":
+        from pyrite.source import STARTER_FOLDER
+
+        files = sorted(STARTER_FOLDER.glob("*.safetensors"))
+    else:
+        files = sorted(Path(folder).glob("*.safetensors"))
     plain_read(files)
-    runs: list[dict[str, Any]] = []
-    for _ in range(arguments.repeats):
-        read_s = plain_read(files)
-        command = [sys.executable, "-c", CHILD, str(arguments.folder), str(arguments.threads)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        runs.append({**json.loads(done.stdout.splitlines()[-1]), "plain_read_s": read_s})
-    result = {
+    kinds = ["quantize", "packed"] if arguments.quantization else ["float"]
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    cache = Path(tempfile.mkdtemp(prefix="pyrite-load-"))
+    try:
+        for _ in range(arguments.repeats):
+            shutil.rmtree(cache / "packed", ignore_errors=True)
+            for kind in kinds:
+                read_s = plain_read(files if kind != "packed" else list((cache / "packed").glob("*.packed")))
+                run = start(folder, arguments.threads, arguments.quantization, cache)
+                assert run["from_packed_file"] == (kind == "packed"), run
+                runs[kind].append({**run, "plain_read_s": read_s})
+    finally:
+        shutil.rmtree(cache)
+    result: dict[str, Any] = {
         "model": arguments.name,
         "header": header(arguments.threads),
-        "file_bytes": num_bytes,
-        "median": {key: statistics.median(run[key] for run in runs) for key in runs[0]},
-        "runs": runs,
+        "file_bytes": sum(path.stat().st_size for path in files),
+        "quantization": arguments.quantization,
     }
-    result["peak_share"] = result["median"]["peak_bytes"] / num_bytes
-    path = arguments.out / f"load-{arguments.name}.json"
+    if arguments.quantization:
+        result["rows"] = {kind: row(runs[kind]) for kind in kinds}
+    else:
+        result |= row(runs["float"])
+    suffix = f"-{arguments.quantization}" if arguments.quantization else ""
+    path = arguments.out / f"load-{arguments.name}{suffix}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path, json.dumps(result["median"]), f"peak {result['peak_share']:.3f} of the file bytes")
+    for kind in kinds:
+        found = row(runs[kind])
+        print(path, kind, json.dumps(found["median"]), f"peak {found['peak_share']:.3f} of the weight bytes")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ __all__ = [
     "Scheduler",
     "StepPlan",
     "StopMatcher",
+    "UnpublishedFile",
     "__version__",
     "cpu_info",
     "matrix_bytes",
@@ -124,6 +125,7 @@ class CpuExecutor:
         num_threads: int,
         isa: str | None,
         progress: Callable[[int, int], None] | None,
+        packed_folder: str | None = None,
     ) -> CpuExecutor:
         """Load and pack every parameter of `program` (the JSON of `Program.to_json`).
 
@@ -136,6 +138,9 @@ class CpuExecutor:
             weight_dtype: convert matrices to this dtype; None keeps the checkpoint's.
             isa: force an instruction level; None takes the best one.
             progress: called with (bytes done, bytes in all) from the calling thread, signals checked in between.
+            packed_folder: where packed files are kept. Quantized weights are read from the file there that was made
+                from the same files; without one they are written to a new one, which `take_packed_notes` hands out.
+                Nothing about a file makes a load fail.
 
         Raises:
             CheckpointError: a tensor is missing, has the wrong shape or dtype, or is to be quantized and not finite.
@@ -163,7 +168,22 @@ class CpuExecutor:
         """
 
     def info(self) -> dict[str, object]:
-        """`isa`, `num_threads`, and `weight_bytes`, `kv_bytes`, `scratch_bytes`."""
+        """`isa`, `num_threads`, `weight_bytes`, `kv_bytes`, `scratch_bytes`, and whether `from_packed_file`."""
+
+    def take_packed_notes(self) -> tuple[list[tuple[str, str, bool]], UnpublishedFile | None]:
+        """What happened to packed files while loading, handed out once.
+
+        Returns:
+            Notes ("not used" or "not written", why, whether that is normal: the model has changed or is brand new), and
+            the file that was written.
+        """
+
+@final
+class UnpublishedFile:
+    """A packed file that is complete but for being synced and getting its name. Removed when collected before."""
+
+    def publish(self) -> str | None:
+        """Wait for the disk, with the GIL released, and give the file its name; the reason when that fails."""
 
 @final
 class StepPlan:

@@ -238,7 +238,10 @@ class LLM:
         return prompts[0].text or ""
 
     def metrics(self) -> dict[str, float]:
-        """Sums over all finished requests, the scheduler's counters and gauges, mean_decode_batch, bytes as planned."""
+        """Sums over all finished requests, the scheduler's counters and gauges, mean_decode_batch, bytes as planned.
+
+        On the CPU also `weights_from_packed_file`: 1 when this load read what an earlier one had quantized, else 0.
+        """
         planned = {name: getattr(self._plan, name) for name in ("weight_bytes", "kv_bytes", "scratch_bytes")}
         return {**self._engine.metrics(), **planned}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,12 +35,18 @@ class Environment:
         log: `PYRITE_LOG`, the level at which the command line logs: debug, info, warning or error.
         cuda_graphs: `PYRITE_CUDA_GRAPHS`, 0 launches every kernel of a decode step by itself, as tools that watch
             kernels need it; 1 is the default.
+        cache_dir: `PYRITE_CACHE_DIR`, a folder for what pyrite can make again, or "off" (None here) for none. The
+            default is `pyrite` in the user's folder for caches: `$XDG_CACHE_HOME` or `~/.cache`, on macOS
+            `~/Library/Caches`. In it, `packed/` keeps the weights of quantized models as the CPU holds them, so that
+            the next start only reads them: one file per model folder and quantization, replaced when the model's files
+            change. It may be deleted at any time.
     """
 
     cpu_isa: str | None = None
     num_threads: int | None = None
     log: str = "warning"
     cuda_graphs: bool = True
+    cache_dir: str | None = None
 
     @classmethod
     def read(cls) -> Environment:
@@ -64,7 +71,13 @@ class Environment:
         graphs = os.environ.get("PYRITE_CUDA_GRAPHS") or "1"
         if graphs not in ("0", "1"):
             raise ConfigError("not a switch", got=graphs[:40], expected="0 or 1", field="PYRITE_CUDA_GRAPHS")
-        return cls(cpu_isa=isa, num_threads=int(threads) if threads else None, log=log, cuda_graphs=graphs == "1")
+        return cls(
+            cpu_isa=isa,
+            num_threads=int(threads) if threads else None,
+            log=log,
+            cuda_graphs=graphs == "1",
+            cache_dir=_cache_dir(),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +159,20 @@ class EngineConfig:
     def max_logit_rows(self) -> int:
         """Most rows of logits in one step: one per running sequence, and at least 64 for `prompt_logprobs`."""
         return max(self.max_num_seqs, min(self.max_num_batched_tokens, 64))
+
+
+def _cache_dir() -> str | None:
+    """The folder that `PYRITE_CACHE_DIR` names, or the default one; None for "off", and where there is no home."""
+    given = os.environ.get("PYRITE_CACHE_DIR")
+    if given:
+        return None if given == "off" else os.path.abspath(os.path.expanduser(given))
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg):
+        return os.path.join(xdg, "pyrite")
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        return None
+    return os.path.join(home, *(("Library", "Caches") if sys.platform == "darwin" else (".cache",)), "pyrite")
 
 
 def _not_built(field: str, got: object, expected: str) -> ConfigError:

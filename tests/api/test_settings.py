@@ -67,6 +67,7 @@ def test_environment(monkeypatch):
     for name in ("CPU_ISA", "NUM_THREADS", "LOG", "CUDA_GRAPHS"):
         monkeypatch.delenv(f"PYRITE_{name}", raising=False)
     assert Environment.read() == Environment(None, None, "warning")
+    assert Environment.read().cache_dir is None, "off, while tests run"
     monkeypatch.setenv("PYRITE_CPU_ISA", "scalar")
     monkeypatch.setenv("PYRITE_NUM_THREADS", "3")
     monkeypatch.setenv("PYRITE_LOG", "DEBUG")
@@ -74,6 +75,24 @@ def test_environment(monkeypatch):
     assert Environment.read() == Environment("scalar", 3, "debug", False)
     monkeypatch.setenv("PYRITE_NUM_THREADS", "")
     assert Environment.read().num_threads is None
+
+
+def test_the_folder_for_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.chdir(tmp_path)
+    for given, expected in [("off", None), ("/a/b", "/a/b"), ("a", f"{tmp_path}/a"), ("~/a", f"{tmp_path}/a")]:
+        monkeypatch.setenv("PYRITE_CACHE_DIR", given)
+        assert Environment.read().cache_dir == expected
+    monkeypatch.setenv("PYRITE_CACHE_DIR", "")
+    assert Environment.read().cache_dir == "/xdg/pyrite"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert Environment.read().cache_dir == f"{tmp_path}/.cache/pyrite"
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert Environment.read().cache_dir == f"{tmp_path}/Library/Caches/pyrite"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert Environment.read().cache_dir is None
 
 
 @pytest.mark.parametrize(

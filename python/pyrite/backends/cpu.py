@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyrite.models.program import Parameter, Program
+
+
+_logger = logging.getLogger("pyrite")
 
 
 def matrix_bytes(parameter: Parameter, dtype: str) -> int:
@@ -40,6 +45,9 @@ class CpuBackend:
         num_threads: workers, the calling thread included.
         isa: forced instruction level; None takes the best one of this processor.
         progress: called with (bytes done, bytes in all) while weights load.
+        packed_folder: where quantized weights are kept as the executor holds them. Without the right file there, the
+            first load writes one: into the system's file cache before it returns, and from there to the disk on a
+            thread of its own, which `close` and the end of the process wait for. Trouble with it is logged, no more.
 
     Raises:
         CheckpointError: a tensor is missing, of the wrong shape or dtype, or to be quantized and not finite.
@@ -61,6 +69,7 @@ class CpuBackend:
         num_threads: int = 1,
         isa: str | None = None,
         progress: Callable[[int, int], None] | None = None,
+        packed_folder: str | None = None,
     ) -> None:
         self._executor: _core.CpuExecutor | None = _core.CpuExecutor(
             program.to_json(),
@@ -75,7 +84,9 @@ class CpuBackend:
             num_threads=num_threads,
             isa=isa,
             progress=progress,
+            packed_folder=packed_folder,
         )
+        self._publisher = _publish(self._executor)
         # Pages of rows that no step asks for are never touched, so a large vocabulary costs only address space.
         self._logits = np.empty((max_rows, program.vocab_size), dtype=np.float32)
 
@@ -87,7 +98,7 @@ class CpuBackend:
         return self._logits[: len(plan.logit_rows)]
 
     def info(self) -> dict[str, object]:
-        """Instruction level, threads, and bytes of weights, KV blocks and scratch."""
+        """Instruction level, threads, bytes of weights, KV blocks and scratch, and `from_packed_file`."""
         if self._executor is None:
             raise BackendError("the backend is closed")
         return self._executor.info()
@@ -105,6 +116,31 @@ class CpuBackend:
         return self._executor.end_profile()
 
     def close(self) -> None:
-        """Free weights, KV blocks and threads. Idempotent."""
+        """Free weights, KV blocks and threads; wait until a packed file is on the disk. Idempotent."""
         self._executor = None
+        if self._publisher is not None:
+            self._publisher.join()
+            self._publisher = None
         self._logits = np.empty((0, 0), dtype=np.float32)
+
+
+def _publish(executor: _core.CpuExecutor) -> threading.Thread | None:
+    """Log what the load noted about packed files, and start a thread that brings a new one to the disk."""
+    notes, file = executor.take_packed_notes()
+    for what, why, is_normal in notes:
+        _logger.log(logging.INFO if is_normal else logging.WARNING, "packed file of the weights %s: %s", what, why)
+    if file is None:
+        return None
+
+    def publish() -> None:
+        why = file.publish()
+        if why is not None:
+            _logger.warning("packed file of the weights not written: %s", why)
+
+    thread = threading.Thread(target=publish, name="pyrite-packed-file")
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads
+        publish()
+        return None
+    return thread

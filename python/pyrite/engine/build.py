@@ -79,9 +79,14 @@ def build_engine(
         CheckpointError, CapacityError, ConfigError, BackendError: the weights cannot be loaded.
     """
     scheduler = _scheduler(config, plan)
-    make = _cuda_backend if plan.device == "cuda" else _cpu_backend
-    backend = make(model, config, environment, plan, progress)
-    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit)
+    backend: Backend
+    facts: dict[str, float] = {}
+    if plan.device == "cuda":
+        backend = _cuda_backend(model, config, environment, plan, progress)
+    else:
+        backend = _cpu_backend(model, config, environment, plan, progress)
+        facts["weights_from_packed_file"] = float(backend.info()["from_packed_file"] is True)
+    return Engine(scheduler, backend, vocabulary=vocabulary, vocab_limit=vocab_limit, facts=facts)
 
 
 def build_workbench(
@@ -134,6 +139,7 @@ def _cpu_backend(
         num_threads=num_threads(config, environment),
         isa=environment.cpu_isa,
         progress=progress,
+        packed_folder=None if environment.cache_dir is None else os.path.join(environment.cache_dir, "packed"),
     )
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import queue
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyrite.engine.handle import RequestHandle
@@ -36,6 +36,7 @@ class Engine:
         scheduler, backend: owned from here on.
         vocabulary: text; None for a model without a tokenizer.
         vocab_limit: token ids from here on are never drawn.
+        facts: about the load, for `metrics`.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Engine:
         *,
         vocabulary: Vocabulary | None = None,
         vocab_limit: int,
+        facts: Mapping[str, float] | None = None,
     ) -> None:
+        self._facts = dict(facts or {})
         self._vocabulary = vocabulary or NoVocabulary()
         self._worker = Worker(scheduler, backend, vocabulary=self._vocabulary, vocab_limit=vocab_limit)
         self._pid = os.getpid()
@@ -88,9 +91,9 @@ class Engine:
         return OutputStream(self, handle)
 
     def metrics(self) -> dict[str, float]:
-        """Sums over all finished requests, and the scheduler's counters as of the last step."""
+        """Sums over all finished requests, the scheduler's counters as of the last step, and facts about the load."""
         self._check_process()
-        return self._worker.metrics()
+        return {**self._worker.metrics(), **self._facts}
 
     def close(self) -> None:
         """Abort what runs, end the thread, free the memory. Idempotent."""

@@ -11,6 +11,7 @@ pub mod isa;
 pub mod math;
 mod memory;
 pub mod ops;
+pub mod packed_file;
 pub mod pool;
 pub mod probe;
 pub mod program;

@@ -1,5 +1,7 @@
 //! `_core.CpuExecutor`, and what the CPU backend knows about this machine.
 
+use std::path::PathBuf;
+
 use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -8,6 +10,7 @@ use pyrite_cpu::error::CpuError;
 use pyrite_cpu::executor::{Executor, ExecutorConfig, OpProfile};
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::ops::attention::KvType;
+use pyrite_cpu::packed_file::{PackedFolder, PackedReport, Unpublished};
 use pyrite_cpu::probe::{self, PeakKind};
 use pyrite_cpu::program::Program;
 use pyrite_cpu::quant::QuantFormat;
@@ -20,18 +23,22 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, detached};
 use crate::sched::StepPlan;
 
+/// What happened, why, and whether that is normal.
+type PackedNote = (&'static str, String, bool);
+
 /// A packed model, its KV blocks and its threads: runs one program on the CPU.
 #[pyclass(module = "pyrite._core")]
 pub(crate) struct CpuExecutor {
     inner: Executor,
     vocab_size: usize,
+    packed: PackedReport,
 }
 
 #[pymethods]
 impl CpuExecutor {
     #[new]
     #[pyo3(signature = (program, checkpoint, *, block_size, num_blocks, max_tokens, max_rows, max_seqs, kv_dtype,
-        weight_dtype, num_threads, isa, progress))]
+        weight_dtype, num_threads, isa, progress, packed_folder=None))]
     fn new(
         py: Python<'_>,
         program: &str,
@@ -46,6 +53,7 @@ impl CpuExecutor {
         num_threads: usize,
         isa: Option<&str>,
         progress: Option<Py<PyAny>>,
+        packed_folder: Option<PathBuf>,
     ) -> PyResult<Self> {
         let config = ExecutorConfig {
             block_size,
@@ -72,10 +80,13 @@ impl CpuExecutor {
                 Interrupted
             })
         };
-        let loaded = detached(py, || Executor::load(program, &checkpoint.inner, config, &mut report));
+        let folder = packed_folder.map(PackedFolder::new);
+        let loaded = detached(py, || {
+            Executor::load_with(program, &checkpoint.inner, config, folder.as_ref(), &mut report)
+        });
         match (loaded, raised) {
             (_, Some(error)) => Err(error),
-            (Ok(inner), None) => Ok(Self { inner, vocab_size }),
+            (Ok((inner, packed)), None) => Ok(Self { inner, vocab_size, packed }),
             (Err(error), None) => Err(error),
         }
     }
@@ -149,7 +160,36 @@ impl CpuExecutor {
         all.set_item("weight_bytes", info.weight_bytes)?;
         all.set_item("kv_bytes", info.kv_bytes)?;
         all.set_item("scratch_bytes", info.scratch_bytes)?;
+        all.set_item("from_packed_file", self.packed.used)?;
         Ok(all)
+    }
+
+    /// Take what was noted about packed files while loading: (what happened, why, whether that is normal), and the file
+    /// that was written.
+    fn take_packed_notes(&mut self) -> (Vec<PackedNote>, Option<UnpublishedFile>) {
+        let report = &mut self.packed;
+        let refused = report.refused.take().map(|fault| ("not used", fault));
+        let unwritten = report.unwritten.take().map(|fault| ("not written", fault));
+        let notes = refused.into_iter().chain(unwritten);
+        let notes = notes.map(|(what, fault)| (what, fault.to_string(), fault.is_expected()));
+        let file = report.unpublished.take().map(|file| UnpublishedFile { inner: Some(file) });
+        (notes.collect(), file)
+    }
+}
+
+/// A packed file that still needs its name. Removed when it is collected before it got one.
+#[pyclass(module = "pyrite._core")]
+pub(crate) struct UnpublishedFile {
+    inner: Option<Unpublished>,
+}
+
+#[pymethods]
+impl UnpublishedFile {
+    /// Wait for the disk with the GIL released and give the file its name; the reason when that cannot be done.
+    fn publish(&mut self, py: Python<'_>) -> PyResult<Option<String>> {
+        let file = self.inner.take();
+        let publish = || Ok(file.and_then(|file| file.publish().err()).map(|fault| fault.to_string()));
+        detached::<_, CpuError>(py, publish)
     }
 }
 

@@ -17,7 +17,7 @@ mod _core {
     #[pymodule_export]
     use super::checkpoint::{Checkpoint, open_checkpoint, quantize_tensors};
     #[pymodule_export]
-    use super::cpu::{CpuExecutor, cpu_info, matrix_bytes, peak_flops, read_bandwidth};
+    use super::cpu::{CpuExecutor, UnpublishedFile, cpu_info, matrix_bytes, peak_flops, read_bandwidth};
     #[pymodule_export]
     use super::sample::{Sample, Sampler, StopMatcher, sample, sample_candidates, token_logprobs};
     #[pymodule_export]

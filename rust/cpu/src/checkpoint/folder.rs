@@ -29,7 +29,7 @@ pub(super) struct Listing {
 
 /// A model folder, resolved once.
 pub(super) struct Folder {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// Where links may lead besides the folder: the `blobs` of the Hugging Face cache that it lies in.
     blobs: Option<PathBuf>,
     name: String,
@@ -156,8 +156,8 @@ impl Folder {
 /// Length and time of change of an open file: differs when somebody wrote to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
-    bytes: u64,
-    modified: Option<std::time::SystemTime>,
+    pub(super) bytes: u64,
+    pub(super) modified: Option<std::time::SystemTime>,
 }
 
 impl Stamp {

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use folder::{Folder, Listing, Stamp, fault};
 pub use folder::{MAX_FOLDER_ENTRIES, MAX_INDEX_BYTES};
@@ -27,6 +27,7 @@ use crate::error::CpuError;
 /// The validated tensors of a model folder, and its files held open.
 #[derive(Debug)]
 pub struct Checkpoint {
+    root: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -44,6 +45,17 @@ pub struct TensorInfo {
     pub begin: u64,
     /// Bytes.
     pub len: u64,
+}
+
+/// A file of weights, as it was when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileState<'a> {
+    /// Name in the folder.
+    pub name: &'a str,
+    /// Length.
+    pub bytes: u64,
+    /// Time of the last change, where the system tells.
+    pub modified: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -64,7 +76,8 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CpuError> {
         let folder = Folder::open(path)?;
         let Listing { files, weight_map } = folder.list()?;
-        let mut checkpoint = Self { shards: Vec::new(), tensors: BTreeMap::new() };
+        let (root, shards, tensors) = (folder.root.clone(), Vec::new(), BTreeMap::new());
+        let mut checkpoint = Self { root, shards, tensors };
         for name in files {
             checkpoint.add_shard(&folder, name)?;
         }
@@ -72,6 +85,21 @@ impl Checkpoint {
             checkpoint.check_index(&weight_map)?;
         }
         Ok(checkpoint)
+    }
+
+    /// The folder, without links.
+    pub fn folder(&self) -> &Path {
+        &self.root
+    }
+
+    /// The files that hold the tensors, in the order of [`TensorInfo::file`]. A file that has changed since cannot be
+    /// read any more.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = FileState<'_>> {
+        self.shards.iter().map(|shard| FileState {
+            name: &shard.name,
+            bytes: shard.stamp.bytes,
+            modified: shard.stamp.modified,
+        })
     }
 
     /// All tensors, by name.

@@ -12,6 +12,7 @@ use crate::isa::Isa;
 use crate::memory;
 use crate::ops::attention::{AttentionScratch, AttentionScratchSpec, KvPool, KvType};
 use crate::ops::linear::LinearScratch;
+use crate::packed_file::{PackedFolder, PackedReport};
 use crate::pool::Pool;
 use crate::program::{Op, ParameterKind, Program};
 use crate::step::StepView;
@@ -120,19 +121,33 @@ struct Limits {
 }
 
 impl Executor {
-    /// Allocate everything and load the weights.
-    ///
-    /// `progress` is called from this thread, several times a second, and may stop the load.
+    /// [`load_with`](Self::load_with) without packed files.
     ///
     /// # Errors
-    /// [`CpuError::Config`] for a bad setting, [`CpuError::DoesNotFit`] or [`CpuError::OutOfMemory`] when weights, KV
-    /// blocks or scratch do not fit, [`CpuError::Threads`], and all of [`Weights::load`].
+    /// Those of `load_with`.
     pub fn load(
         program: Program,
         checkpoint: &Checkpoint,
         config: ExecutorConfig,
         progress: &mut Progress<'_>,
     ) -> Result<Self, CpuError> {
+        Ok(Self::load_with(program, checkpoint, config, None, progress)?.0)
+    }
+
+    /// Allocate everything and load the weights, through the packed files of a folder where one is given.
+    ///
+    /// `progress` is called from this thread, several times a second, and may stop the load.
+    ///
+    /// # Errors
+    /// [`CpuError::Config`] for a bad setting, [`CpuError::DoesNotFit`] or [`CpuError::OutOfMemory`] when weights, KV
+    /// blocks or scratch do not fit, [`CpuError::Threads`], and all of [`Weights::load`].
+    pub fn load_with(
+        program: Program,
+        checkpoint: &Checkpoint,
+        config: ExecutorConfig,
+        packed: Option<&PackedFolder>,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Self, PackedReport), CpuError> {
         check_config(&program, &config)?;
         let limits = limits(&program, &config);
         let plan = compile(&program, config.max_tokens, config.max_rows)?;
@@ -152,12 +167,18 @@ impl Executor {
         let kv: Vec<KvPool> = kv.collect::<Result<_, _>>()?;
         let groups = group_limits(&program, &config)?;
         let mut pool = Pool::new(config.num_threads)?;
-        let weights = Weights::load(&program, checkpoint, config.weight_dtype, &mut pool, progress)?;
+        let (dtype, pool_mut) = (config.weight_dtype, &mut pool);
+        let (weights, report) = match packed {
+            Some(folder) => folder.load(&program, checkpoint, dtype, pool_mut, progress)?,
+            None => {
+                (Weights::load(&program, checkpoint, dtype, pool_mut, progress)?, PackedReport::default())
+            }
+        };
         let windows = program.kv_groups.iter().map(|group| group.window).collect();
         let vocab_size = program.vocab_size;
         let (isa, labels) = (config.isa, profile::labels(&plan, &program));
         let model = Model { isa, plan, weights, kv, windows, attention, linear, arena, rope, vocab_size };
-        Ok(Self { pool, model, limits, groups, step_mark: 0, labels, profile: None })
+        Ok((Self { pool, model, limits, groups, step_mark: 0, labels, profile: None }, report))
     }
 
     /// Run one step: block copies first, then every op. Writes the first R rows of `logits`, `[R, vocab_size]`.

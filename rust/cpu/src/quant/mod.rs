@@ -9,17 +9,21 @@ mod rows;
 mod search;
 mod tensors;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use rows::{NotFinite, RowQuantizer};
 pub use search::quantize_row;
 pub use tensors::{CanonicalMatrix, quantize_tensors};
 
+/// Number of the way in which codes and scales are found, which packed files carry: raise it when the integers that a
+/// float matrix becomes change. A test of `packed_file` notices when that was forgotten.
+pub(crate) const SEARCH_VERSION: u32 = 1;
+
 /// Inputs that share a scale when activations become int8, where groups are not smaller.
 pub const ACTIVATION_SPAN: usize = 64;
 
 /// How a matrix is cut into groups of integers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuantFormat {
     /// 4 or 8.

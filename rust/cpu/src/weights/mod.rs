@@ -49,6 +49,32 @@ impl Weight {
             Self::Vector(vector) => size_of_val(&vector[..]),
         }
     }
+
+    /// All bytes held. Their order is private to each kind of matrix.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Matrix(matrix) => matrix.as_bytes(),
+            Self::Quantized(matrix) => matrix.as_bytes(),
+            Self::Vector(vector) => {
+                // SAFETY: numbers without padding, borrowed as long.
+                unsafe { std::slice::from_raw_parts(vector.as_ptr().cast(), size_of_val(&vector[..])) }
+            }
+        }
+    }
+
+    /// All bytes held, to be filled with those of an equal weight. Any content is memory safe.
+    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Matrix(matrix) => matrix.as_bytes_mut(),
+            Self::Quantized(matrix) => matrix.as_bytes_mut(),
+            Self::Vector(vector) => {
+                // SAFETY: as above; any bytes are numbers, and the borrow is the only one.
+                unsafe {
+                    std::slice::from_raw_parts_mut(vector.as_mut_ptr().cast(), size_of_val(&vector[..]))
+                }
+            }
+        }
+    }
 }
 
 /// A worker's memory for each quantized matrix that it meets, kept for the next piece of the same one.
@@ -70,42 +96,65 @@ impl Weights {
         pool: &mut Pool,
         progress: &mut Progress<'_>,
     ) -> Result<Self, CpuError> {
-        let sources: Vec<Vec<Source<'_>>> = program
-            .parameters
-            .iter()
-            .map(|parameter| find(parameter, checkpoint))
-            .collect::<Result<_, _>>()?;
+        let mut weights = Self::zeroed(program, checkpoint, weight_dtype)?;
+        weights.fill(program, checkpoint, pool, progress)?;
+        Ok(weights)
+    }
+
+    /// What [`load`](Self::load) gives, but with zeros; large blocks take no memory before they are written to. All
+    /// checks that need no data are made.
+    pub(crate) fn zeroed(
+        program: &Program,
+        checkpoint: &Checkpoint,
+        weight_dtype: Option<DType>,
+    ) -> Result<Self, CpuError> {
+        let mut items = Vec::with_capacity(program.parameters.len());
+        for parameter in &program.parameters {
+            let sources = find(parameter, checkpoint)?;
+            items.push(match (&parameter.shape[..], parameter.kind, parameter.quant) {
+                (&[rows, cols], ParameterKind::Matrix, Some(format)) => {
+                    Weight::Quantized(QuantizedMatrix::zeroed(rows, cols, format)?)
+                }
+                (&[rows, cols], ParameterKind::Matrix, None) => {
+                    let dtype = matrix_dtype(&sources, weight_dtype);
+                    Weight::Matrix(PackedMatrix::zeroed(rows, cols, dtype)?)
+                }
+                (shape, ..) => Weight::Vector(vec![0.0; shape.iter().product()]),
+            });
+        }
+        Ok(Self { items })
+    }
+
+    /// Read all tensors and pack or quantize them.
+    fn fill(
+        &mut self,
+        program: &Program,
+        checkpoint: &Checkpoint,
+        pool: &mut Pool,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), CpuError> {
+        let sources = program.parameters.iter().map(|parameter| find(parameter, checkpoint));
+        let sources: Vec<Vec<Source<'_>>> = sources.collect::<Result<_, _>>()?;
         let total = sources.iter().flatten().map(|source| source.info.len).sum();
-        let mut items = Vec::with_capacity(sources.len());
         let mut pieces = Vec::new();
         let mut done = 0;
         progress(done, total).map_err(|Interrupted| CpuError::Interrupted)?;
-        for (parameter, sources) in program.parameters.iter().zip(&sources) {
-            if parameter.kind == ParameterKind::Vector {
-                items.push(Weight::Vector(read_vector(checkpoint, sources)?));
+        for (index, (item, sources)) in self.items.iter_mut().zip(&sources).enumerate() {
+            if let Weight::Vector(vector) = item {
+                *vector = read_vector(checkpoint, sources)?;
                 done += sources.iter().map(|source| source.info.len).sum::<u64>();
-                continue;
+            } else {
+                cut(sources, program.parameters[index].shape[1], index, &mut pieces);
             }
-            let (rows, cols) = (parameter.shape[0], parameter.shape[1]);
-            cut(sources, cols, items.len(), &mut pieces);
-            items.push(match parameter.quant {
-                Some(format) => Weight::Quantized(QuantizedMatrix::zeroed(rows, cols, format)?),
-                None => {
-                    let dtype = matrix_dtype(sources, weight_dtype);
-                    Weight::Matrix(PackedMatrix::zeroed(rows, cols, dtype)?)
-                }
-            });
         }
-        let weights = Self { items };
         let own: Vec<Own> = (0..pool.count()).map(|_| Mutex::new(None)).collect();
         let mut after_round = |bytes| {
             done += bytes;
             progress(done, total).map_err(|Interrupted| CpuError::Interrupted)
         };
         pieces::read(checkpoint, &pieces, pool, &mut after_round, &|worker, piece, bytes| {
-            weights.pack(checkpoint, piece, bytes, &own[worker])
-        })?;
-        Ok(weights)
+            self.pack(checkpoint, piece, bytes, &own[worker])
+        })
     }
 
     /// Bytes that [`load`](Self::load) will hold.
@@ -122,6 +171,16 @@ impl Weights {
             needed = needed.saturating_add(parameter_bytes(parameter, checkpoint, weight_dtype)?);
         }
         Ok(needed)
+    }
+
+    /// All parameters.
+    pub(crate) fn items(&self) -> &[Weight] {
+        &self.items
+    }
+
+    /// All parameters, to write.
+    pub(crate) fn items_mut(&mut self) -> &mut [Weight] {
+        &mut self.items
     }
 
     /// The parameter with that index in the program.

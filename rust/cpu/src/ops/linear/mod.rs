@@ -19,6 +19,7 @@ mod packed;
 mod tile;
 pub(in crate::ops) mod transpose;
 
+pub(crate) use packed::LAYOUT_VERSION;
 pub use packed::PackedMatrix;
 
 use std::ops::Range;

@@ -7,6 +7,10 @@ use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::tensor::{AlignedBytes, DType};
 
+/// Number of the order of the bytes of a [`PackedMatrix`], which packed files carry: raise it with every change of that
+/// order. A test of `packed_file` notices one that was forgotten.
+pub(crate) const LAYOUT_VERSION: u32 = 1;
+
 /// Output rows of one panel.
 pub(super) const PANEL: usize = 32;
 
@@ -55,6 +59,16 @@ impl PackedMatrix {
     /// Bytes of memory held, padding included.
     pub fn bytes(&self) -> usize {
         self.data.len()
+    }
+
+    /// All bytes, in the order of [`LAYOUT_VERSION`].
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    /// All bytes, to be filled with those of an equal matrix. No content breaks more than the numbers.
+    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        self.data.as_mut_slice()
     }
 
     /// Number of panels.

@@ -21,6 +21,7 @@ mod packed;
 mod tile;
 mod tuning;
 
+pub(crate) use packed::LAYOUT_VERSION;
 pub use packed::{PanelQuantizer, QuantizedMatrix};
 
 use activations::Tiles;
