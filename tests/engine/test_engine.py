@@ -223,6 +223,7 @@ def test_closing_a_stream_twice_and_after_its_end(rig):
 
 def test_abandoned_generator_cancels_the_rest(rig):
     engine = rig(max_num_seqs=2)
+    engine.backend.fail_on = lambda step: time.sleep(0.02)  # slow, so that none ends before the generator is closed
     params = SamplingParams(max_tokens=100, ignore_eos=True)
     short = SamplingParams(max_tokens=1, ignore_eos=True)
     results = engine.engine.run(engine.requests(["a", "b", "c", "d", "e"], [short, params, params, params, params]))
