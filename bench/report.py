@@ -126,8 +126,9 @@ def quantized_table(found: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     head, peaks = found[0]["header"], found[0]["peaks"]
+    commits = ", ".join(sorted({result["header"]["commit"] for result in found}))
     lines = [
-        f"Integer weights: {head['cpu']}, {head['threads']} threads, {head['date']}, commit {head['commit']}; "
+        f"Integer weights: {head['cpu']}, {head['threads']} threads, {head['date']}, commit {commits}; "
         f"{peaks['int8'] / 1e9:.0f} Gop/s int8. llama.cpp with `{found[0]['flags']['llama.cpp']}`. Median [min max] of "
         "interleaved repeats; a ratio is the median of the ratios. Bandwidth was read right before each sample.",
         "",
