@@ -92,28 +92,25 @@ class CpuBackend:
 
     def run(self, plan: _core.StepPlan) -> np.ndarray:
         """See `Backend.run`."""
-        if self._executor is None:
-            raise BackendError("the backend is closed")
-        self._executor.run(plan, self._logits)
+        self._open().run(plan, self._logits)
         return self._logits[: len(plan.logit_rows)]
 
     def info(self) -> dict[str, object]:
         """Instruction level, threads, bytes of weights, KV blocks and scratch, and `from_packed_file`."""
-        if self._executor is None:
-            raise BackendError("the backend is closed")
-        return self._executor.info()
+        return self._open().info()
 
     def start_profile(self) -> None:
         """Measure every step from here on, from zero."""
-        if self._executor is None:
-            raise BackendError("the backend is closed")
-        self._executor.start_profile()
+        self._open().start_profile()
 
     def end_profile(self) -> list[dict[str, Any]]:
         """What the steps since `start_profile` took; see `_core.CpuExecutor.end_profile`."""
+        return self._open().end_profile()
+
+    def _open(self) -> _core.CpuExecutor:
         if self._executor is None:
             raise BackendError("the backend is closed")
-        return self._executor.end_profile()
+        return self._executor
 
     def close(self) -> None:
         """Free weights, KV blocks and threads; wait until a packed file is on the disk. Idempotent."""
