@@ -159,6 +159,19 @@ def quantized_row(result: dict[str, Any], work: str, words: str, name: str) -> l
     return [label, words, name, spread(speeds, 1), ratio(ours, speeds), moved, of_bandwidth, of_peak]
 
 
+def taken_core_table(found: list[dict[str, Any]]) -> str:
+    """Decode while another process takes a core, beside one thread that has a core to itself."""
+    cells = [["a core taken by another process", "threads", "decode tok/s", "of one thread beside it"]]
+    for result in found:
+        alone = result["samples"]["1 threads, one core taken"]
+        for row, samples in result["samples"].items():
+            threads, _, taken = row.partition(" threads")
+            share = ratio(samples, alone) if taken else ""
+            label = f"{result['model']} {result['quantization']}, {'yes' if taken else 'no'}"
+            cells.append([label, threads, spread(samples, 1), share])
+    return table(cells) if found else ""
+
+
 def quality_table(found: list[dict[str, Any]]) -> str:
     """What quantized weights cost in quality, by divergence from the float model."""
     lines = []
@@ -275,6 +288,7 @@ def main() -> None:
     parts = (
         speed_table(results("cpu")),
         quantized_table(results("quantized")),
+        taken_core_table(results("taken-core")),
         load_table(results("load")),
         quality_table(results("quality")),
     )

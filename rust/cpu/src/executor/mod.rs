@@ -197,7 +197,7 @@ impl Executor {
             profile.begin();
         }
         let replay = Replay { model: &self.model, step, size, logits, profile: self.profile.as_ref() };
-        self.pool.run(|worker| replay.run(worker))?;
+        self.pool.run_step(|worker| replay.run(worker))?;
         if let Some(profile) = &mut self.profile {
             profile.end(&self.model, step, size);
         }

@@ -1,30 +1,37 @@
 //! The worker pool of one executor: threads that live as long as it does, meet at barriers and share work.
 //!
-//! A step is one call of [`Pool::run`]: every worker runs the same closure, the calling thread as worker 0.
+//! A step is one call of [`Pool::run_step`]: every worker runs the same closure, the calling thread as worker 0.
 //! Inside it [`Worker::share`] splits items over the workers and [`Worker::barrier`] lines them up. Waiting
 //! spins for about 50 µs and then parks, so idle engines cost nothing and two engines do not starve each other.
+//! A worker whose core is taken by another process is [left out](late) for a while.
+
+mod gate;
+mod late;
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::CpuError;
 
-const SPIN: Duration = Duration::from_micros(50);
+use gate::{Gate, lock};
+use late::{WaitClock, Watch};
 
 /// Threads that run steps together. Dropping it joins them.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    watch: Watch,
 }
 
 /// One worker's place in the step that is running.
 pub struct Worker<'a> {
     index: usize,
+    count: usize,
     shared: &'a Shared,
     region: Cell<u64>,
 }
@@ -32,9 +39,10 @@ pub struct Worker<'a> {
 type Job = dyn Fn(&Worker<'_>) + Sync;
 
 struct Shared {
-    count: usize,
     /// Advances when a job is ready (or the pool is closing).
     start: Gate,
+    /// Advances when a job wants more workers than the one before it.
+    recall: Gate,
     /// Advances when the last worker reaches a barrier; the end of a job is a barrier too.
     meet: Gate,
     arrived: AtomicUsize,
@@ -43,13 +51,23 @@ struct Shared {
     closing: AtomicBool,
     /// Set by a worker that panicked: the others leave their barriers by unwinding.
     panicked: AtomicBool,
-    job: Mutex<Option<JobPtr>>,
+    /// Locked while `start` and `recall` advance for it.
+    job: Mutex<CurrentJob>,
     slots: Vec<Slot>,
+    /// Each thread sets its own.
+    clocks: Vec<OnceLock<WaitClock>>,
+}
+
+#[derive(Clone, Copy)]
+struct CurrentJob {
+    pointer: Option<JobPtr>,
+    /// The workers with a smaller index run it.
+    count: usize,
 }
 
 #[derive(Clone, Copy)]
 struct JobPtr(*const Job);
-// SAFETY: the pointee is `Sync`, and `Pool::run` does not return before every worker is done with it.
+// SAFETY: the pointee is `Sync`, and `Pool::run_on` does not return before every worker is done with it.
 unsafe impl Send for JobPtr {}
 
 /// What is left of one worker's share: region tag (16 bits), first item (24), end (24). Owner takes from the
@@ -93,88 +111,30 @@ impl Slot {
     }
 }
 
-/// A counter that threads wait on: spin first, then sleep.
-struct Gate {
-    value: AtomicUsize,
-    sleepers: AtomicUsize,
-    lock: Mutex<()>,
-    wake: Condvar,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self {
-            value: AtomicUsize::new(0),
-            sleepers: AtomicUsize::new(0),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-        }
-    }
-
-    fn now(&self) -> usize {
-        self.value.load(SeqCst)
-    }
-
-    fn advance(&self) {
-        self.value.fetch_add(1, SeqCst);
-        self.wake_all();
-    }
-
-    fn wake_all(&self) {
-        if self.sleepers.load(SeqCst) > 0 {
-            let _guard = lock(&self.lock);
-            self.wake.notify_all();
-        }
-    }
-
-    /// Wait until the value differs from `seen` or `cancelled` is set.
-    fn wait(&self, seen: usize, cancelled: &AtomicBool) {
-        let over = || self.now() != seen || cancelled.load(SeqCst);
-        let mut spins = 0u32;
-        let mut started: Option<Instant> = None;
-        while !over() {
-            std::hint::spin_loop();
-            spins += 1;
-            if spins.is_multiple_of(256) && started.get_or_insert_with(Instant::now).elapsed() > SPIN {
-                let mut guard = lock(&self.lock);
-                self.sleepers.fetch_add(1, SeqCst);
-                while !over() {
-                    guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-                }
-                self.sleepers.fetch_sub(1, SeqCst);
-                return;
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What unwinds out of a barrier when another worker panicked.
 struct OtherWorkerPanicked;
 
 impl Pool {
-    /// Start `count - 1` threads; the caller of [`run`](Self::run) is the remaining worker.
+    /// Start `count - 1` threads; the caller of a job is the remaining worker.
     ///
     /// # Errors
     /// [`CpuError::Threads`] when the system refuses a thread; those already started are joined.
     pub fn new(count: usize) -> Result<Self, CpuError> {
         let count = count.max(1);
         let shared = Arc::new(Shared {
-            count,
             start: Gate::new(),
+            recall: Gate::new(),
             meet: Gate::new(),
             arrived: AtomicUsize::new(0),
             finished: AtomicUsize::new(0),
             done: Gate::new(),
             closing: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
-            job: Mutex::new(None),
+            job: Mutex::new(CurrentJob { pointer: None, count }),
             slots: (0..count).map(|_| Slot(AtomicU64::new(pack(0xffff, 0, 0)))).collect(),
+            clocks: (0..count).map(|_| OnceLock::new()).collect(),
         });
-        let mut pool = Self { shared, threads: Vec::with_capacity(count - 1) };
+        let mut pool = Self { shared, threads: Vec::with_capacity(count - 1), watch: Watch::new(count) };
         for index in 1..count {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new()
@@ -188,7 +148,7 @@ impl Pool {
 
     /// Number of workers, the calling thread included.
     pub fn count(&self) -> usize {
-        self.shared.count
+        self.threads.len() + 1
     }
 
     /// Run `job` once on every worker and wait for all of them. `&mut self`: one job at a time.
@@ -196,6 +156,22 @@ impl Pool {
     /// # Errors
     /// [`CpuError::Panicked`] when the job panicked on any worker; the pool stays usable.
     pub fn run<F: Fn(&Worker<'_>) + Sync>(&mut self, job: F) -> Result<(), CpuError> {
+        self.run_on(self.count(), job)
+    }
+
+    /// [`run`](Self::run), without those workers that would hold the others up: [`Worker::count`] says how many there
+    /// are this time.
+    ///
+    /// # Errors
+    /// As `run`.
+    pub fn run_step<F: Fn(&Worker<'_>) + Sync>(&mut self, job: F) -> Result<(), CpuError> {
+        let started = Instant::now();
+        let outcome = self.run_on(self.watch.active(), job);
+        self.watch.after(started.elapsed(), &self.shared.clocks);
+        outcome
+    }
+
+    fn run_on<F: Fn(&Worker<'_>) + Sync>(&mut self, count: usize, job: F) -> Result<(), CpuError> {
         let shared = &*self.shared;
         let job: *const (dyn Fn(&Worker<'_>) + Sync + '_) = &raw const job;
         // SAFETY: only the lifetime is erased; this call waits below until every worker has finished with it.
@@ -206,13 +182,20 @@ impl Pool {
         shared.finished.store(0, SeqCst);
         shared.panicked.store(false, SeqCst);
         let done = shared.done.now();
-        *lock(&shared.job) = Some(pointer);
-        shared.start.advance();
-        let mine = run_job(shared, 0, pointer);
-        if shared.finished.load(SeqCst) < shared.count {
+        {
+            let mut current = lock(&shared.job);
+            let more = count > current.count;
+            *current = CurrentJob { pointer: Some(pointer), count };
+            shared.start.advance();
+            if more {
+                shared.recall.advance();
+            }
+        }
+        let mine = run_job(shared, 0, count, pointer);
+        if shared.finished.load(SeqCst) < count {
             shared.done.wait(done, &AtomicBool::new(false));
         }
-        *lock(&shared.job) = None;
+        lock(&shared.job).pointer = None;
         match mine {
             Some(message) => Err(CpuError::Panicked { message }),
             None if shared.panicked.load(SeqCst) => {
@@ -227,6 +210,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.closing.store(true, SeqCst);
         self.shared.start.advance();
+        self.shared.recall.advance();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -234,23 +218,33 @@ impl Drop for Pool {
 }
 
 fn worker_loop(shared: &Shared, index: usize) {
+    let _ = shared.clocks[index].set(WaitClock::of_this_thread());
     let never = AtomicBool::new(false);
-    let mut seen = 0;
+    let (mut started, mut recalled, mut taking_part) = (0, 0, true);
     loop {
-        shared.start.wait(seen, &never);
-        seen = seen.wrapping_add(1);
+        match taking_part {
+            true => shared.start.wait(started, &never),
+            false => shared.recall.wait(recalled, &never),
+        }
         if shared.closing.load(SeqCst) {
             return;
         }
-        let Some(job) = *lock(&shared.job) else { continue };
-        run_job(shared, index, job);
+        let current = {
+            let current = lock(&shared.job);
+            (started, recalled) = (shared.start.now(), shared.recall.now());
+            *current
+        };
+        taking_part = index < current.count;
+        if let (true, Some(job)) = (taking_part, current.pointer) {
+            run_job(shared, index, current.count, job);
+        }
     }
 }
 
-/// Run the job as worker `index`; returns the message if it was this worker that panicked.
-fn run_job(shared: &Shared, index: usize, job: JobPtr) -> Option<String> {
-    let worker = Worker { index, shared, region: Cell::new(0) };
-    // SAFETY: `Pool::run` keeps the closure alive until `finished` reaches the number of workers.
+/// Run the job of `count` workers as worker `index`; returns the message if it was this worker that panicked.
+fn run_job(shared: &Shared, index: usize, count: usize, job: JobPtr) -> Option<String> {
+    let worker = Worker { index, count, shared, region: Cell::new(0) };
+    // SAFETY: `Pool::run_on` keeps the closure alive until `finished` reaches the number of workers.
     let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)(&worker) }));
     let message = outcome.err().and_then(|payload| panic_message(&*payload));
     if message.is_some() {
@@ -259,7 +253,7 @@ fn run_job(shared: &Shared, index: usize, job: JobPtr) -> Option<String> {
     }
     // The tags of this job must not be taken for those of the next one.
     shared.slots[index].0.store(pack(0xffff, 0, 0), SeqCst);
-    if shared.finished.fetch_add(1, SeqCst) + 1 == shared.count {
+    if shared.finished.fetch_add(1, SeqCst) + 1 == count {
         shared.done.advance();
     }
     message
@@ -274,24 +268,24 @@ fn panic_message(payload: &(dyn Any + Send)) -> Option<String> {
 }
 
 impl Worker<'_> {
-    /// This worker's number, 0 for the thread that called [`Pool::run`].
+    /// This worker's number, 0 for the thread that called [`Pool::run_step`].
     pub fn index(&self) -> usize {
         self.index
     }
 
     /// How many workers run this step.
     pub fn count(&self) -> usize {
-        self.shared.count
+        self.count
     }
 
     /// Wait until every worker is here. What was written before it is visible to all after it.
     pub fn barrier(&self) {
         let shared = self.shared;
-        if shared.count == 1 {
+        if self.count == 1 {
             return;
         }
         let seen = shared.meet.now();
-        if shared.arrived.fetch_add(1, SeqCst) + 1 == shared.count {
+        if shared.arrived.fetch_add(1, SeqCst) + 1 == self.count {
             shared.arrived.store(0, SeqCst);
             shared.meet.advance();
         } else {
@@ -316,7 +310,7 @@ impl Worker<'_> {
         assert!(items <= MAX_ITEMS, "too many items for one region");
         let region = self.region.get().wrapping_add(1) % 0xffff;
         self.region.set(region);
-        let count = self.shared.count;
+        let count = self.count;
         for step in 0..count {
             let owner = (self.index + step) % count;
             let whole = (items * owner / count, items * (owner + 1) / count);
@@ -333,6 +327,7 @@ impl Worker<'_> {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
 
     #[test]
     fn every_item_runs_once_in_every_region() {
@@ -391,6 +386,28 @@ mod tests {
             })
             .unwrap();
             assert_eq!(sum.load(SeqCst), 45);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_left_out_takes_no_part_until_it_is_recalled() {
+        let mut pool = Pool::new(3).unwrap();
+        for round in 0..2000usize {
+            let count = 1 + round * 7 % 3;
+            let runs: [AtomicU32; 3] = Default::default();
+            let sum = AtomicUsize::new(0);
+            pool.run_on(count, |worker| {
+                runs[worker.index()].fetch_add(1, SeqCst);
+                assert_eq!(worker.count(), count);
+                worker.share(10, |item| {
+                    sum.fetch_add(item, SeqCst);
+                });
+            })
+            .unwrap();
+            assert_eq!(sum.load(SeqCst), 45);
+            for (index, runs) in runs.iter().enumerate() {
+                assert_eq!(runs.load(SeqCst), u32::from(index < count), "worker {index} of {count}");
+            }
         }
     }
 

@@ -1,0 +1,67 @@
+//! Waiting for another thread.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const SPIN: Duration = Duration::from_micros(50);
+
+/// A counter that threads wait on: spin first, then sleep.
+pub(super) struct Gate {
+    value: AtomicUsize,
+    pub(super) sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            value: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    pub(super) fn now(&self) -> usize {
+        self.value.load(SeqCst)
+    }
+
+    pub(super) fn advance(&self) {
+        self.value.fetch_add(1, SeqCst);
+        self.wake_all();
+    }
+
+    pub(super) fn wake_all(&self) {
+        if self.sleepers.load(SeqCst) > 0 {
+            let _guard = lock(&self.lock);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Wait until the value differs from `seen` or `cancelled` is set.
+    pub(super) fn wait(&self, seen: usize, cancelled: &AtomicBool) {
+        let over = || self.now() != seen || cancelled.load(SeqCst);
+        let mut spins = 0u32;
+        let mut started: Option<Instant> = None;
+        while !over() {
+            std::hint::spin_loop();
+            spins += 1;
+            if spins.is_multiple_of(256) && started.get_or_insert_with(Instant::now).elapsed() > SPIN {
+                let mut guard = lock(&self.lock);
+                self.sleepers.fetch_add(1, SeqCst);
+                while !over() {
+                    guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                }
+                self.sleepers.fetch_sub(1, SeqCst);
+                return;
+            }
+        }
+    }
+}
+
+/// Lock a mutex whose content a panic cannot have left half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
