@@ -226,14 +226,15 @@ fn worker_loop(shared: &Shared, index: usize) {
             true => shared.start.wait(started, &never),
             false => shared.recall.wait(recalled, &never),
         }
-        if shared.closing.load(SeqCst) {
-            return;
-        }
         let current = {
             let current = lock(&shared.job);
             (started, recalled) = (shared.start.now(), shared.recall.now());
             *current
         };
+        // After the gates were read: a pool that closes advances them once more.
+        if shared.closing.load(SeqCst) {
+            return;
+        }
         taking_part = index < current.count;
         if let (true, Some(job)) = (taking_part, current.pointer) {
             run_job(shared, index, current.count, job);
@@ -408,6 +409,14 @@ mod tests {
             for (index, runs) in runs.iter().enumerate() {
                 assert_eq!(runs.load(SeqCst), u32::from(index < count), "worker {index} of {count}");
             }
+        }
+    }
+
+    #[test]
+    fn a_pool_closes_right_after_a_job_of_any_count() {
+        for round in 0..3000 {
+            let mut pool = Pool::new(3).unwrap();
+            pool.run_on(1 + round % 3, |worker| worker.share(3, |_| {})).unwrap();
         }
     }
 
