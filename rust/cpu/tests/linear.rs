@@ -188,6 +188,7 @@ fn many_rows_agree_with_one() {
     let mut pools = pools();
     for dtype in ALL_TYPES {
         check(&Case::new(70, 600, dtype, 9), 512, true, &mut pools);
+        check(&Case::new(520, 130, dtype, 10), 259, false, &mut pools);
     }
 }
 

@@ -30,20 +30,17 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    pub(super) fn new(isa: Isa, chain: Chain, tokens: usize, cols: usize) -> Self {
+    /// Tiles for `parts` equal parts of the tokens, of which there are at least as many.
+    pub(super) fn new(isa: Isa, chain: Chain, tokens: usize, cols: usize, parts: usize) -> Self {
         let words = if chain == Chain::Dot { cols.div_ceil(2) } else { cols };
-        Self { tokens, count: tokens.div_ceil(max_tokens(isa, chain)), words }
+        let count = tokens.div_ceil(max_tokens(isa, chain)).next_multiple_of(parts);
+        Self { tokens, count, words }
     }
 
     /// First token and number of tokens of a tile.
     pub(super) fn range(&self, tile: usize) -> (usize, usize) {
         let begin = self.tokens * tile / self.count;
         (begin, self.tokens * (tile + 1) / self.count - begin)
-    }
-
-    /// Bytes that all tokens' activations of one span take.
-    pub(super) fn span_bytes(&self, chain: Chain) -> usize {
-        self.tokens * SPAN * if chain == Chain::Dot { 2 } else { 4 }
     }
 
     /// Byte offset of column `col` (even for bf16) of a tile.

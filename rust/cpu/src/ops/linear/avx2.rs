@@ -32,7 +32,7 @@ macro_rules! by_tokens {
 macro_rules! halves {
     ($kernel:ident, [$($kind:ident)?], $count:literal, $tile:expr) => {{
         $kernel::<$($kind,)? 2, $count>($tile, 0);
-        $kernel::<$($kind,)? 2, $count>(&Tile { ahead: 0, ..*$tile }, 2);
+        $kernel::<$($kind,)? 2, $count>(&Tile { next: $tile.weight, next_step: 0, ..*$tile }, 2);
     }};
 }
 
@@ -58,13 +58,14 @@ type Sums<const R: usize, const T: usize> = [[__m256; R]; T];
 unsafe fn single<const KIND: u8, const R: usize, const T: usize>(tile: &Tile, first: usize) {
     let size = if KIND == F32 { 4 } else { 2 };
     let mut acc: Sums<R, T> = [[_mm256_setzero_ps(); R]; T];
+    let mut next = tile.next;
     let (mut weight, mut x) = (tile.weight.wrapping_add(8 * size * first), tile.x.cast::<f32>());
     for _ in 0..tile.cols {
         // SAFETY: one column of weights and activations, promised by the caller; a prefetch may point anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead).cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
             if KIND == F32 {
-                _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead + 64).cast());
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
             }
             let mut w = [_mm256_setzero_ps(); R];
             for part in 0..R {
@@ -83,6 +84,7 @@ unsafe fn single<const KIND: u8, const R: usize, const T: usize>(tile: &Tile, fi
             }
             weight = weight.wrapping_add(PANEL * size);
             x = x.add(T);
+            next = next.wrapping_add(tile.next_step);
         }
     }
     // SAFETY: the caller's duty, passed on.
@@ -93,13 +95,14 @@ unsafe fn single<const KIND: u8, const R: usize, const T: usize>(tile: &Tile, fi
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pairs<const R: usize, const T: usize>(tile: &Tile, first: usize) {
     let mut acc: Sums<R, T> = [[_mm256_setzero_ps(); R]; T];
+    let mut next = tile.next;
     let (mut weight, mut x) = (tile.weight.wrapping_add(32 * first), tile.x.cast::<f32>());
     let keep = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     for pair in 0..tile.cols.div_ceil(2) {
         // SAFETY: one or two columns of weights and activations, promised by the caller; a prefetch may point anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead).cast());
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead + 64).cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
             let mut both = [_mm256_setzero_si256(); R];
             for part in 0..R {
                 both[part] = _mm256_loadu_si256(weight.add(32 * part).cast());
@@ -122,6 +125,7 @@ unsafe fn pairs<const R: usize, const T: usize>(tile: &Tile, first: usize) {
             }
             weight = weight.wrapping_add(128);
             x = x.wrapping_add(2 * T);
+            next = next.wrapping_add(tile.next_step);
         }
     }
     // SAFETY: the caller's duty, passed on.

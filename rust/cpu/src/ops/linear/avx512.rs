@@ -55,13 +55,13 @@ type Sums<const T: usize> = [[__m512; 2]; T];
 unsafe fn single<const KIND: u8, const T: usize>(tile: &Tile) {
     let line = if KIND == F32 { 128 } else { 64 };
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
-    let (mut weight, mut x) = (tile.weight, tile.x.cast::<f32>());
+    let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<f32>(), tile.next);
     for _ in 0..tile.cols {
         // SAFETY: one column of weights and activations, promised by the caller; a prefetch may point anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead).cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
             let w = if KIND == F32 {
-                _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead + 64).cast());
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
                 [_mm512_loadu_ps(weight.cast()), _mm512_loadu_ps(weight.add(64).cast())]
             } else {
                 let low = _mm256_loadu_si256(weight.cast());
@@ -76,6 +76,7 @@ unsafe fn single<const KIND: u8, const T: usize>(tile: &Tile) {
             }
             weight = weight.add(line);
             x = x.add(T);
+            next = next.wrapping_add(tile.next_step);
         }
     }
     // SAFETY: the caller's duty, passed on.
@@ -86,13 +87,13 @@ unsafe fn single<const KIND: u8, const T: usize>(tile: &Tile) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn pairs<const T: usize>(tile: &Tile) {
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
-    let (mut weight, mut x) = (tile.weight, tile.x.cast::<f32>());
+    let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<f32>(), tile.next);
     let keep = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     for pair in 0..tile.cols.div_ceil(2) {
         // SAFETY: one or two columns of weights and activations, promised by the caller; a prefetch may point anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead).cast());
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead + 64).cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
             let both = [_mm512_loadu_si512(weight.cast()), _mm512_loadu_si512(weight.add(64).cast())];
             for token in 0..T {
                 let each = _mm512_set1_ps(*x.add(token));
@@ -112,6 +113,7 @@ unsafe fn pairs<const T: usize>(tile: &Tile) {
             }
             weight = weight.wrapping_add(128);
             x = x.wrapping_add(2 * T);
+            next = next.wrapping_add(tile.next_step);
         }
     }
     // SAFETY: the caller's duty, passed on.
@@ -122,12 +124,12 @@ unsafe fn pairs<const T: usize>(tile: &Tile) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn dots<const T: usize>(tile: &Tile) {
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
-    let (mut weight, mut x) = (tile.weight, tile.x.cast::<i32>());
+    let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<i32>(), tile.next);
     for _ in 0..tile.cols.div_ceil(2) {
         // SAFETY: a pair of columns of weights and activations, promised by the caller; a prefetch may point anywhere.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead).cast());
-            _mm_prefetch::<_MM_HINT_T0>(weight.wrapping_add(tile.ahead + 64).cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
             let w = [_mm512_loadu_si512(weight.cast()), _mm512_loadu_si512(weight.add(64).cast())];
             for token in 0..T {
                 let each = as_bf16(_mm512_set1_epi32(*x.add(token)));
@@ -137,6 +139,7 @@ unsafe fn dots<const T: usize>(tile: &Tile) {
             }
             weight = weight.add(128);
             x = x.add(T);
+            next = next.wrapping_add(tile.next_step);
         }
     }
     // SAFETY: the caller's duty, passed on.

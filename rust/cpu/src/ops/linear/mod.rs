@@ -7,14 +7,15 @@
 //! change a bit of any output, and the levels below `Avx512Bf16` agree with each other bit for bit.
 //!
 //! The forms: one row streams the weights, bound by memory; a few rows share one pass over the weights; many
-//! rows reuse each span of a group of panels for all tiles of tokens, bound by arithmetic. Sums wait in `out`
-//! between spans.
+//! rows are split over the workers and reuse each span of a group of panels for all their tiles of tokens, bound by
+//! arithmetic. Sums wait in `out` between spans.
 
 mod arrange;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod call;
 mod packed;
 mod tile;
 pub(in crate::ops) mod transpose;
@@ -22,25 +23,14 @@ pub(in crate::ops) mod transpose;
 pub(crate) use packed::LAYOUT_VERSION;
 pub use packed::PackedMatrix;
 
-use std::ops::Range;
-
 use arrange::{Tiles, arrange};
-use packed::PANEL;
-use tile::{Chain, SPAN, Tile};
+use call::{Call, Split, prefetch_start};
+use tile::{Chain, SPAN};
 
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows, RowsMut};
-
-/// Bytes of one span of weights that share a pass over the activations when those do not stay in a cache.
-const GROUP_BYTES: usize = 512 << 10;
-/// Bytes of one span of activations from which on panels are grouped.
-const MANY_BYTES: usize = 256 << 10;
-/// Bytes ahead of the reads at which weights are prefetched.
-const AHEAD: usize = 8192;
-/// Work items per worker below which tokens are split as well.
-const ITEMS_PER_WORKER: usize = 4;
 
 /// Memory that [`linear`] and [`qlinear`](super::qlinear::qlinear) work in: activations in tile order, and one row of
 /// them per worker.
@@ -127,10 +117,12 @@ pub fn linear(
         DType::Bf16 if isa == Isa::Avx512Bf16 => Chain::Dot,
         DType::Bf16 => Chain::Bf16,
     };
-    let tiles = Tiles::new(isa, chain, x.rows(), weight.cols());
+    let split = Split::new(worker.count(), x.rows(), weight);
+    prefetch_start(worker, weight, split);
+    let tiles = Tiles::new(isa, chain, x.rows(), weight.cols(), split.parts);
     let activations = lay_out(worker, isa, chain, x, tiles, scratch);
     let call = Call { isa, chain, weight, bias, out, tiles, activations };
-    call.run(worker);
+    call.run(worker, split);
 }
 
 /// Bring the activations into tile order; returns where they are.
@@ -166,85 +158,4 @@ fn lay_out(
         unsafe { arrange(isa, chain, x, tiles.range(tile), col, to.add(tiles.offset(chain, tile, col))) };
     });
     to
-}
-
-/// What all items of one call share.
-struct Call<'a> {
-    isa: Isa,
-    chain: Chain,
-    weight: &'a PackedMatrix,
-    bias: Option<&'a [f32]>,
-    out: RowsMut<'a>,
-    tiles: Tiles,
-    activations: *const u8,
-}
-
-impl Call<'_> {
-    /// Share the panels (and, when they are few, the tiles of tokens) over the workers.
-    fn run(&self, worker: &Worker<'_>) {
-        let span_bytes = SPAN.min(self.weight.cols()) * PANEL * self.weight.dtype().size();
-        let many = self.tiles.span_bytes(self.chain) > MANY_BYTES;
-        let group = if many { (GROUP_BYTES / span_bytes).max(1) } else { 1 };
-        let groups = self.weight.panels().div_ceil(group);
-        let wanted = (ITEMS_PER_WORKER * worker.count()).div_ceil(groups.max(1));
-        let parts = if worker.count() == 1 { 1 } else { wanted.clamp(1, self.tiles.count) };
-        worker.share(groups * parts, |item| {
-            let (first, part) = (item / parts * group, item % parts);
-            let panels = first..self.weight.panels().min(first + group);
-            let tiles = self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts;
-            for col in (0..self.weight.cols()).step_by(SPAN) {
-                self.span(panels.clone(), tiles.clone(), col);
-            }
-        });
-    }
-
-    /// One span of some panels times some tiles of tokens.
-    fn span(&self, panels: Range<usize>, tiles: Range<usize>, col: usize) {
-        let cols = SPAN.min(self.weight.cols() - col);
-        for tile in tiles.clone() {
-            let (begin, tokens) = self.tiles.range(tile);
-            // The first tile brings the span into the cache, the last one of several the span after it.
-            let ahead = if tile == tiles.start {
-                AHEAD
-            } else if tile + 1 == tiles.end {
-                SPAN * PANEL * self.weight.dtype().size()
-            } else {
-                0
-            };
-            for panel in panels.clone() {
-                let row = panel * PANEL;
-                let described = Tile {
-                    weight: self.weight.at(panel, col),
-                    ahead,
-                    x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
-                    cols,
-                    out: self.out.as_ptr().wrapping_add(begin * self.out.stride() + row),
-                    out_stride: self.out.stride(),
-                    rows: self.weight.rows() - row,
-                    first: col == 0,
-                    bias: match self.bias {
-                        Some(bias) if col + cols == self.weight.cols() => bias[row..].as_ptr(),
-                        _ => std::ptr::null(),
-                    },
-                };
-                // SAFETY: the tile describes weights, activations and outputs that exist; this item alone has
-                // these panels' outputs of these tokens; the level is supported.
-                unsafe { kernel(self.isa, self.chain, tokens, &described) };
-            }
-        }
-    }
-}
-
-/// Run the level's kernel.
-unsafe fn kernel(isa: Isa, chain: Chain, tokens: usize, tile: &Tile) {
-    // SAFETY: the caller's duty, passed on.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => avx512::run(chain, tokens, tile),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::run(chain, tokens, tile),
-            _ => tile::scalar(chain, tokens, tile),
-        }
-    }
 }

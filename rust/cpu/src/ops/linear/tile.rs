@@ -25,8 +25,10 @@ pub(super) enum Chain {
 pub(super) struct Tile {
     /// First column of the span in the panel.
     pub(super) weight: *const u8,
-    /// How far ahead to prefetch weights, 0 when they lie in the cache.
-    pub(super) ahead: usize,
+    /// First byte of what to ask the memory for meanwhile: weights that are needed later.
+    pub(super) next: *const u8,
+    /// Bytes from one request to the next; one goes out per column, or pair of columns of bf16.
+    pub(super) next_step: usize,
     /// `[cols][T]` f32, or for [`Chain::Dot`] `[cols / 2][T][2]` bf16.
     pub(super) x: *const u8,
     /// Columns of this span.

@@ -1,0 +1,161 @@
+//! How a matmul is cut into items that the workers share.
+
+use std::ops::Range;
+
+use super::arrange::Tiles;
+use super::packed::{PANEL, PackedMatrix};
+use super::tile::{Chain, SPAN, Tile};
+use crate::isa::Isa;
+use crate::pool::Worker;
+use crate::tensor::{DType, RowsMut};
+
+/// Bytes of one span of weights that share a pass over the activations, at most: with a tile's activations and outputs
+/// they stay in a core's own cache of 1 MiB.
+const GROUP_BYTES: usize = 256 << 10;
+/// Tokens from which on a group may have more than one panel: the activations of fewer stay in the cache from one panel
+/// to the next.
+const MANY_TOKENS: usize = 256;
+/// Tokens that a part has at least when the tokens are split: with so many the weights, which every part reads again,
+/// take a small share of the memory's time.
+const PART_TOKENS: usize = 128;
+/// Bytes ahead of the reads at which weights are prefetched.
+const AHEAD: usize = 8192;
+/// Work items per worker that are wanted, for others to take at the end.
+const ITEMS_PER_WORKER: usize = 8;
+/// Bytes of weights that a worker asks for before it looks at the activations.
+const START: usize = 16 << 10;
+
+/// Groups of panels times parts of the tokens, the groups of a part one after another.
+///
+/// With many tokens each worker has a part of its own, so that its activations and outputs do not travel between the
+/// cores; with few the workers share the weights alone, each its own stream.
+#[derive(Clone, Copy)]
+pub(super) struct Split {
+    /// Panels of a group.
+    group: usize,
+    groups: usize,
+    pub(super) parts: usize,
+}
+
+impl Split {
+    pub(super) fn new(workers: usize, tokens: usize, weight: &PackedMatrix) -> Self {
+        let parts = workers.min(tokens / PART_TOKENS).max(1);
+        let span_bytes = SPAN.min(weight.cols()) * PANEL * weight.dtype().size();
+        let fitting = if tokens < MANY_TOKENS { 1 } else { GROUP_BYTES / span_bytes };
+        let even = weight.panels() * parts / (ITEMS_PER_WORKER * workers);
+        let group = fitting.min(even).max(1);
+        Self { group, groups: weight.panels().div_ceil(group), parts }
+    }
+
+    fn items(self) -> usize {
+        self.groups * self.parts
+    }
+
+    /// Panels and tiles of an item.
+    fn item(self, item: usize, panels: usize, tiles: usize) -> (Range<usize>, Range<usize>) {
+        let (first, part) = (item % self.groups * self.group, item / self.groups);
+        (first..panels.min(first + self.group), tiles * part / self.parts..tiles * (part + 1) / self.parts)
+    }
+}
+
+/// Ask for the weights that this worker begins with.
+pub(super) fn prefetch_start(worker: &Worker<'_>, weight: &PackedMatrix, split: Split) {
+    let item = split.items() * worker.index() / worker.count();
+    let panel = item % split.groups * split.group;
+    if panel >= weight.panels() {
+        return;
+    }
+    let from = weight.at(panel, 0);
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..START.min(weight.panel_bytes())).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// What all items of one call share.
+pub(super) struct Call<'a> {
+    pub(super) isa: Isa,
+    pub(super) chain: Chain,
+    pub(super) weight: &'a PackedMatrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) out: RowsMut<'a>,
+    pub(super) tiles: Tiles,
+    pub(super) activations: *const u8,
+}
+
+impl Call<'_> {
+    /// Share the items over the workers.
+    pub(super) fn run(&self, worker: &Worker<'_>, split: Split) {
+        worker.share(split.items(), |item| {
+            let (panels, tiles) = split.item(item, self.weight.panels(), self.tiles.count);
+            for col in (0..self.weight.cols()).step_by(SPAN) {
+                self.span(panels.clone(), tiles.clone(), col);
+            }
+        });
+    }
+
+    /// One span of some panels times some tiles of tokens.
+    fn span(&self, panels: Range<usize>, tiles: Range<usize>, col: usize) {
+        let cols = SPAN.min(self.weight.cols() - col);
+        for tile in tiles.clone() {
+            let (begin, tokens) = self.tiles.range(tile);
+            for panel in panels.clone() {
+                let row = panel * PANEL;
+                let (next, next_step) = self.next(panel, panels.len(), col, tile - tiles.start, tiles.len());
+                let described = Tile {
+                    weight: self.weight.at(panel, col),
+                    next,
+                    next_step,
+                    x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
+                    cols,
+                    out: self.out.as_ptr().wrapping_add(begin * self.out.stride() + row),
+                    out_stride: self.out.stride(),
+                    rows: self.weight.rows() - row,
+                    first: col == 0,
+                    bias: match self.bias {
+                        Some(bias) if col + cols == self.weight.cols() => bias[row..].as_ptr(),
+                        _ => std::ptr::null(),
+                    },
+                };
+                // SAFETY: the tile describes weights, activations and outputs that exist; this item alone has
+                // these panels' outputs of these tokens; the level is supported.
+                unsafe { kernel(self.isa, self.chain, tokens, &described) };
+            }
+        }
+    }
+
+    /// What a tile asks the memory for, and the step of its requests: alone the weights a bit ahead, else its share of
+    /// the span after this one, which for the last span is the first one of the next group.
+    fn next(&self, panel: usize, group: usize, col: usize, index: usize, tiles: usize) -> (*const u8, usize) {
+        let here = self.weight.at(panel, col);
+        let line = if self.weight.dtype() == DType::F16 { 64 } else { 128 };
+        if tiles == 1 {
+            return (here.wrapping_add(AHEAD), line);
+        }
+        let span_bytes = SPAN * PANEL * self.weight.dtype().size();
+        let after = if col + SPAN < self.weight.cols() {
+            here.wrapping_add(span_bytes)
+        } else {
+            self.weight.at(panel, 0).wrapping_add(group * self.weight.panel_bytes())
+        };
+        (after.wrapping_add(span_bytes * index / tiles), line.div_ceil(tiles))
+    }
+}
+
+/// Run the level's kernel.
+unsafe fn kernel(isa: Isa, chain: Chain, tokens: usize, tile: &Tile) {
+    // SAFETY: the caller's duty, passed on.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::avx512::run(chain, tokens, tile),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::avx2::run(chain, tokens, tile),
+            _ => super::tile::scalar(chain, tokens, tile),
+        }
+    }
+}
