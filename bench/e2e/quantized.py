@@ -1,20 +1,25 @@
-"""Decode, prefill and 16 sequences with integer weights on a CPU, against llama.cpp in one interleaved run.
+"""Integer weights on a CPU against llama.cpp, ik_llama.cpp and OpenVINO GenAI in one interleaved run.
 
-    python bench/e2e/quantized.py FOLDER --name NAME --llama-bin DIR --gguf Q4_0.gguf --out bench/results
+    python bench/e2e/quantized.py FOLDER --name NAME --out bench/results [--peers DIR] [--quantization int4]
+        [--isa avx2] [--workloads decode_0 ...] [--engines REGEX] [--repeats 5] [--budget-s 160]
 
-Each repeat measures every engine once, one after another, with the read bandwidth of the machine right before. Four
-workloads: decode after a prompt of 8 tokens ("decode_0"), decode at a depth of 2048 tokens ("decode_2048"), a prompt
-of 512 tokens ("prefill_512"), and 16 sequences at once from an empty context ("batch_16", tokens per second of all).
-llama.cpp runs as it comes and with `--repack 0`, its own synthetic prompts of the same lengths. Before anything is
-timed, pyrite's tokens must be the same on one thread and on all, alone and beside others. Bytes per token are those
-of all weights and, at a depth, of the keys and values: the formats of the two differ, so they stand beside the ratios.
-A result of the same commit and machine that is there already keeps its other workloads: short runs can be joined.
+Each repeat measures every engine once on every workload, one after another, with the read bandwidth of the machine
+(and its arithmetic peak) right before and after. Workloads are those of `engines.py`; the peers are what `PEERS` says
+for the quantization, as far as DIR has them, and the result says which it had not. Before anything is timed, every
+engine's output is checked: pyrite's tokens must be the same on one thread and on all, alone and beside others, a peer's
+the same in two runs. Bytes per token are those of all weights and, at a depth, of the keys and values: formats differ,
+so they stand beside the ratios.
+
+The result is written after every workload of every repeat. A run goes on where an earlier one of the same commit,
+machine and day stopped, so `--budget-s` does it in pieces: exit status 3 says that something is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -22,189 +27,259 @@ import time
 from pathlib import Path
 from typing import Any
 
-from decode_prefill import PROBE_BYTES, header, model_facts, prefill_flops, prompt
+from decode_prefill import header, model_facts, prefill_flops
+from engines import DECODE_TOKENS, Engine, IkLlamaCpp, LlamaCpp, OpenVino, Pyrite, parse
 
-WORKLOADS = ("decode_0", "decode_2048", "prefill_512", "batch_16")
-DEPTH = 2048
-PROMPT = 512
-SEQUENCES = 16
-DECODE_TOKENS = 48
+PROBE_BYTES = 1 << 29
+WORKLOADS = ("decode_0", "prefill_512", "batch_16", "decode_2048")
+SINGLE = ("decode_0", "prefill_512", "decode_2048")
+LEFT = 3
+"""Exit status of a run that its budget ended."""
 
-
-class Pyrite:
-    """pyrite through its public API."""
-
-    def __init__(self, folder: str, quantization: str, threads: int) -> None:
-        from pyrite import LLM
-
-        self.llm = LLM(
-            folder,
-            quantization=quantization,
-            num_threads=threads,
-            max_model_len=DEPTH + 2 * DECODE_TOKENS,
-            max_num_seqs=SEQUENCES,
-            max_num_batched_tokens=PROMPT,
-            enable_prefix_caching=False,
-        )
-        self.vocab = self.llm.tokenizer.vocab_size
-        self.folder, self.quantization = folder, quantization
-
-    def run(self, lengths: list[int], count: int, seed: int) -> list[Any]:
-        """Greedy continuations of random prompts."""
-        from pyrite import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-        prompts = [{"prompt_token_ids": prompt(n, self.vocab, seed + i)} for i, n in enumerate(lengths)]
-        return self.llm.generate(prompts, params, use_tqdm=False)
-
-    def tokens(self, lengths: list[int], count: int) -> list[list[int]]:
-        """Their token ids."""
-        return [list(result.outputs[0].token_ids) for result in self.run(lengths, count, 0)]
-
-    def measure(self, workload: str, seed: int) -> float:
-        """Tokens per second."""
-        if workload == "prefill_512":
-            return PROMPT / (self.run([PROMPT], 1, seed)[0].metrics.ttft_ms / 1e3)
-        if workload == "batch_16":
-            results = self.run([8] * SEQUENCES, DECODE_TOKENS, seed)
-            return SEQUENCES * 1e3 / statistics.median(result.metrics.tpot_ms for result in results)
-        depth = DEPTH if workload == "decode_2048" else 8
-        return 1e3 / self.run([depth], DECODE_TOKENS, seed)[0].metrics.tpot_ms
-
-    def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        import pyrite
-
-        return pyrite.plan(self.folder, quantization=self.quantization).weight_bytes
+PEERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
+    "int4": {
+        "llama.cpp Q4_0": ("llama", "q4_0", WORKLOADS),
+        "llama.cpp Q4_0 --repack 0": ("llama", "q4_0", WORKLOADS[:3]),
+        "llama.cpp Q4_K_M --repack 0": ("llama", "q4_k_m", ("prefill_512",)),
+        "ik_llama.cpp Q4_0 -rtr 1": ("ik", "q4_0", SINGLE),
+        "OpenVINO GenAI Q4_0": ("ov", "q4_0", WORKLOADS),
+    },
+    "int4_head4": {
+        "llama.cpp Q4_0 --pure": ("llama", "q4_0-pure", WORKLOADS),
+        "llama.cpp Q4_0 --pure --repack 0": ("llama", "q4_0-pure", WORKLOADS[:2]),
+    },
+    "int8": {
+        "llama.cpp Q8_0": ("llama", "q8_0", WORKLOADS),
+        "ik_llama.cpp Q8_0 -rtr 1": ("ik", "q8_0", SINGLE),
+        "OpenVINO GenAI Q8_0": ("ov", "q8_0", WORKLOADS),
+    },
+    "int4 avx2": {"llama.cpp Q4_0 for AVX2": ("llama-avx2", "q4_0", WORKLOADS)},
+}
+"""By quantization and instruction level: each peer's folder, GGUF type, and the workloads it is measured on. A way to
+run a peer that loses to its default everywhere is left out of the slow workloads."""
 
 
-class LlamaCpp:
-    """llama-bench and llama-batched-bench, one process a measurement."""
-
-    def __init__(self, folder: str, gguf: str, threads: int, repack: bool) -> None:
-        self.folder, self.gguf, self.repack = Path(folder), gguf, repack
-        self.common = ["-m", gguf, "-t", str(threads), "-fa", "1", "-lm", "none"]
-
-    def measure(self, workload: str, seed: int) -> float:
-        """Tokens per second."""
-        del seed  # its prompts are its own
-        if workload == "batch_16":
-            flags = ["-c", "2048", "-b", "2048", "-ub", "512", "-npp", "8", "-ntg", str(DECODE_TOKENS)]
-            flags += ["-npl", str(SEQUENCES), "--output-format", "jsonl", *([] if self.repack else ["-nr"])]
-            return float(self._last("llama-batched-bench", flags)["speed_tg"])
-        flags = {
-            "prefill_512": ["-p", str(PROMPT), "-n", "0"],
-            "decode_0": ["-p", "0", "-n", str(DECODE_TOKENS)],
-            "decode_2048": ["-p", "0", "-n", str(DECODE_TOKENS), "-d", str(DEPTH)],
-        }[workload]
-        flags += ["-r", "1", "-o", "jsonl", "--repack", str(int(self.repack))]
-        return float(self._last("llama-bench", flags)["avg_ts"])
-
-    def _last(self, binary: str, flags: list[str]) -> dict[str, Any]:
-        command = [str(self.folder / binary), *self.common, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-
-    def weight_bytes(self) -> int:
-        """Bytes of the file, its metadata included."""
-        return Path(self.gguf).stat().st_size
+def peers(arguments: argparse.Namespace) -> tuple[dict[str, Engine], dict[str, str]]:
+    """The peers that are there and chosen, and why the others are not."""
+    key = f"{arguments.quantization} {arguments.isa or ''}".strip()
+    found: dict[str, Engine] = {}
+    absent: dict[str, str] = {}
+    for name, (folder, kind, workloads) in PEERS.get(key, {}).items():
+        if not re.search(arguments.engines, name) or not set(workloads) & set(arguments.workloads):
+            continue
+        if arguments.peers is None:
+            absent[name] = "no --peers"
+            continue
+        gguf = arguments.peers / f"{arguments.name}-{kind}.gguf"
+        tool = arguments.peers / folder / "bin" / ("python" if folder == "ov" else "llama-bench")
+        missing = [path.name for path in (tool, gguf) if not path.exists()]
+        if missing:
+            absent[name] = f"no {' and no '.join(missing)}"
+        elif folder == "ov":
+            found[name] = OpenVino(tool, gguf, arguments.threads)
+        elif folder == "ik":
+            found[name] = IkLlamaCpp(tool.parent, gguf, arguments.threads, arguments.vocab)
+        else:
+            repack = "--repack 0" not in name
+            found[name] = LlamaCpp(tool.parent, gguf, arguments.threads, arguments.vocab, repack=repack)
+    return found, absent
 
 
-def check(arguments: argparse.Namespace) -> list[str]:
+def ours(arguments: argparse.Namespace) -> dict[str, Engine]:
+    """pyrite, and pyrite with 8-bit keys and values where a context is measured."""
+    works = arguments.workloads
+    longest = max(64, *(size for kind, size in map(parse, works) if kind != "batch"))
+    first = f"pyrite {arguments.quantization}"
+    found: dict[str, Engine] = {}
+    for name, kv_cache_dtype in ((first, "auto"), (f"{first}, int8 KV", "int8")):
+        if re.search(arguments.engines, name) and (kv_cache_dtype == "auto" or _deep(works)):
+            found[name] = Pyrite(
+                arguments.folder,
+                arguments.quantization,
+                arguments.threads,
+                longest=longest,
+                kv_cache_dtype=kv_cache_dtype,
+            )
+    return found
+
+
+def _deep(workloads: list[str]) -> list[str]:
+    return [work for work in workloads if parse(work)[0] == "decode" and parse(work)[1] > 0]
+
+
+def wanted(name: str, work: str, arguments: argparse.Namespace) -> bool:
+    """Whether an engine is measured on a workload."""
+    if name.endswith("int8 KV"):
+        return work in _deep([work])
+    known = PEERS.get(f"{arguments.quantization} {arguments.isa or ''}".strip(), {})
+    return name not in known or work in known[name][2]
+
+
+def check(engines: dict[str, Engine], arguments: argparse.Namespace) -> dict[str, str]:
     """What was verified of the outputs before timing."""
-    alone = Pyrite(arguments.folder, arguments.quantization, 1).tokens([24], 8)
-    engine = Pyrite(arguments.folder, arguments.quantization, arguments.threads)
-    assert engine.tokens([24], 8) == alone, "tokens depend on the number of threads"
-    assert engine.tokens([24, 9, 40], 8)[0] == alone[0], "tokens depend on the batch"
-    return ["one thread", "batch of three"]
+    found = {name: engine.check() for name, engine in engines.items()}
+    one = Pyrite(arguments.folder, arguments.quantization, 1, longest=64)
+    for name, engine in engines.items():
+        if isinstance(engine, Pyrite) and not name.endswith("int8 KV"):
+            assert engine.tokens([24]) == one.tokens([24]), "tokens depend on the number of threads"
+            found[name] += ", on one thread and on all"
+    return found
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the result as plain data."""
+def probe(work: str, arguments: argparse.Namespace) -> tuple[float, dict[str, float]]:
+    """Read bandwidth in GB/s, and before a prefill or a batch the arithmetic peaks."""
+    from pyrite import _core
+
+    bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, arguments.threads, 3))
+    kinds = () if parse(work)[0] == "decode" else arguments.peaks
+    return bandwidth, {kind: statistics.median(_core.peak_flops(kind, arguments.threads, 3)) for kind in kinds}
+
+
+def measure(result: dict[str, Any], work: str, repeat: int, engines: dict[str, Engine], arguments: Any) -> None:
+    """One repeat of one workload: every engine that lacks it, in turn."""
+    for name, engine in engines.items():
+        samples = result["samples"][name].get(work, [])
+        if len(samples) > repeat or f"{name}, {work}" in result["absent"]:
+            continue
+        before, peaks = probe(work, arguments)
+        try:
+            speed = engine.measure(work, 1000 * (repeat + 1))
+        except subprocess.CalledProcessError as error:
+            result["absent"][f"{name}, {work}"] = f"it ended with status {error.returncode}"
+            continue
+        after, later = probe(work, arguments)
+        result["samples"][name].setdefault(work, []).append(speed)
+        result["bandwidth_gb_s"][name].setdefault(work, []).append((before + after) / 2)
+        for kind in peaks:
+            result["peak_samples"].setdefault(kind, []).extend([peaks[kind], later[kind]])
+        print(f"{repeat} {work} {name}: {speed:.1f} tok/s (read {before:.1f}, {after:.1f} GB/s)", file=sys.stderr)
+
+
+def start(arguments: argparse.Namespace, path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
+    """The earlier result at `path` where it is of this commit, machine and day, and else a new one."""
     from pyrite import _core
 
     facts = model_facts(arguments.folder)
-    checked = check(arguments)
-    pyrite = Pyrite(arguments.folder, arguments.quantization, arguments.threads)
-    pyrite.run([8], 8, 0)
-    engines: dict[str, Any] = {f"pyrite {arguments.quantization}": pyrite}
-    if arguments.llama_bin:
-        name = f"llama.cpp {arguments.gguf_type}"
-        engines[name] = LlamaCpp(arguments.llama_bin, arguments.gguf, arguments.threads, True)
-        engines[f"{name} --repack 0"] = LlamaCpp(arguments.llama_bin, arguments.gguf, arguments.threads, False)
-    samples = {name: {work: [] for work in arguments.workloads} for name in engines}
-    roofs = {name: {work: [] for work in arguments.workloads} for name in engines}
-    for repeat in range(arguments.repeats):
-        for work in arguments.workloads:
-            for name, engine in engines.items():
-                roof = statistics.median(_core.read_bandwidth(PROBE_BYTES // 2, arguments.threads, 3))
-                speed = engine.measure(work, 1000 * (repeat + 1))
-                print(f"{repeat} {work} {name}: {speed:.1f} tok/s (read {roof:.1f} GB/s)", file=sys.stderr)
-                samples[name][work].append(speed)
-                roofs[name][work].append(roof)
-                time.sleep(0.05)
-    kv_bytes = 2 * 2 * facts["layers"] * facts["kv_width"] * (DEPTH + DECODE_TOKENS // 2)
-    weights = {name: engine.weight_bytes() for name, engine in engines.items()}
-    depth_bytes = {"decode_0": 0, "decode_2048": kv_bytes}
-    kinds = [kind for kind in ("int8", "bf16", "fp32") if _has(kind)]
-    return {
+    result: dict[str, Any] = {
         "model": arguments.name,
         "quantization": arguments.quantization,
+        "isa": _core.cpu_info()["isa"] if arguments.isa is None else arguments.isa,
         "header": header(arguments.threads),
-        "flags": {"llama.cpp": "-fa 1 -lm none" if arguments.llama_bin else None},
+        "flags": "llama.cpp -fa 1 -lm none, ik_llama.cpp -fa 1",
         "facts": facts,
-        "checked_against": checked,
-        "isa": _core.cpu_info()["isa"],
-        "peaks": {kind: statistics.median(_core.peak_flops(kind, arguments.threads, 3)) for kind in kinds},
-        "prefill_flops": prefill_flops(facts, PROMPT),
-        "bytes_per_token": {
-            name: {work: total + extra for work, extra in depth_bytes.items()} for name, total in weights.items()
-        },
-        "bandwidth_gb_s": roofs,
-        "samples": samples,
+        "absent": {},
+        "checked": {},
+        "kv_bytes_per_token": {},
+        "weight_bytes": {},
+        "versions": {},
+        "samples": {},
+        "bandwidth_gb_s": {},
+        "peak_samples": {},
     }
+    before = json.loads(path.read_text()) if path.exists() else {"header": None}
+    if before["header"] == result["header"] and before["isa"] == result["isa"]:
+        result = before
+    values = 2 * facts["layers"] * facts["kv_width"]
+    for name, engine in engines.items():
+        result["kv_bytes_per_token"][name] = engine.kv_bytes_per_token(values)
+        result["weight_bytes"][name] = engine.weight_bytes()
+        result["versions"][name] = engine.version()
+        for key in ("samples", "bandwidth_gb_s"):
+            result[key].setdefault(name, {})
+    return result
 
 
-def _has(kind: str) -> bool:
-    from pyrite import _core
-    from pyrite.errors import ConfigError
+def finish(result: dict[str, Any]) -> dict[str, Any]:
+    """`result` with what follows from its samples: medians of the peaks, bytes and operations of a token."""
+    facts = result["facts"]
+    works = {work for samples in result["samples"].values() for work in samples}
+    operations = {}
+    for work in works:
+        kind, size = parse(work)
+        if kind != "decode":
+            each = prefill_flops(facts, size) / size
+            operations[work] = each if kind == "prefill" else 2.0 * facts["parameters"]
+    result["operations_per_token"] = operations
+    result["bytes_per_token"] = {
+        name: {work: weights + _kv(result, name, work) for work in sorted(works) if parse(work)[0] == "decode"}
+        for name, weights in result["weight_bytes"].items()
+    }
+    result["peaks"] = {kind: statistics.median(values) for kind, values in result["peak_samples"].items()}
+    return result
 
-    try:
-        return bool(_core.peak_flops(kind, 1, 1))
-    except ConfigError:
-        return False
+
+def _kv(result: dict[str, Any], name: str, work: str) -> float:
+    depth = parse(work)[1]
+    return result["kv_bytes_per_token"][name] * (depth + DECODE_TOKENS // 2) if depth else 0.0
 
 
 def summary(result: dict[str, Any]) -> str:
     """A table: median, percent of the bandwidth or of the int8 peak, and pyrite's ratio repeat by repeat."""
-    ours = next(iter(result["samples"]))
+    first = next(iter(result["samples"]))
     lines = []
-    for work in result["samples"][ours]:
+    for work in sorted({work for samples in result["samples"].values() for work in samples}):
         for name, samples in result["samples"].items():
-            speeds = samples[work]
-            text = f"{work:12} {name:28} {statistics.median(speeds):8.1f} tok/s"
+            speeds = samples.get(work)
+            if not speeds:
+                continue
+            text = f"{work:12} {name:30} {statistics.median(speeds):8.1f} tok/s"
             if work in result["bytes_per_token"][name]:
                 size = result["bytes_per_token"][name][work] / 1e9
                 shares = [100 * v * size / r for v, r in zip(speeds, result["bandwidth_gb_s"][name][work], strict=True)]
                 text += f", {1e3 * size:6.1f} MB a token, {statistics.median(shares):3.0f} % of the bandwidth"
-            elif work == "prefill_512" and "int8" in result["peaks"]:
-                rate = statistics.median(speeds) / PROMPT * result["prefill_flops"]
+            elif "int8" in result["peaks"]:
+                rate = statistics.median(speeds) * result["operations_per_token"][work]
                 text += f", {100 * rate / result['peaks']['int8']:3.0f} % of the int8 peak"
-            if name != ours:
-                pairs = zip(result["samples"][ours][work], speeds, strict=True)
-                text += f", pyrite {statistics.median(a / b for a, b in pairs):.2f}x"
+            pairs = list(zip(result["samples"][first].get(work, []), speeds, strict=False))
+            if name != first and pairs:
+                text += f", {first} is {statistics.median(a / b for a, b in pairs):.2f}x"
             lines.append(text)
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{name}: not measured, {why}" for name, why in result["absent"].items()])
 
 
-def join(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """`result` with the workloads that only the earlier one at `path` has."""
-    before = json.loads(path.read_text()) if path.exists() else {"header": None}
-    if before["header"] == result["header"] and before["samples"].keys() == result["samples"].keys():
-        for key in ("samples", "bandwidth_gb_s"):
-            for name, works in before[key].items():
-                result[key][name] = {**works, **result[key][name]}
-    return result
+def run(arguments: argparse.Namespace, path: Path) -> bool:
+    """Measure what is missing in the file at `path` until the budget ends; whether all of it is there."""
+    started = time.monotonic()
+    engines = ours(arguments)
+    others, absent = peers(arguments)
+    engines |= others
+    result = start(arguments, path, engines)
+    result["absent"] = {name: why for name, why in (result["absent"] | absent).items() if name not in engines}
+    if unchecked := {name: engine for name, engine in engines.items() if name not in result["checked"]}:
+        result["checked"] |= check(unchecked, arguments)
+        path.write_text(json.dumps(finish(result), indent=1) + "\n")
+    longest = 0.0
+    for repeat in range(arguments.repeats):
+        for work in arguments.workloads:
+            mine = {name: engine for name, engine in engines.items() if wanted(name, work, arguments)}
+            if all(
+                len(result["samples"][name].get(work, [])) > repeat or f"{name}, {work}" in result["absent"]
+                for name in mine
+            ):
+                continue
+            before = time.monotonic()
+            if longest and before - started + longest > arguments.budget_s:
+                return False
+            measure(result, work, repeat, mine, arguments)
+            path.write_text(json.dumps(finish(result), indent=1) + "\n")
+            longest = max(longest, time.monotonic() - before)
+    print(summary(result))
+    return True
+
+
+def kinds() -> list[str]:
+    """Kinds of arithmetic that have a measurable peak here."""
+    from pyrite import _core
+    from pyrite.errors import ConfigError
+
+    found = []
+    for kind in ("int8", "bf16", "fp32"):
+        try:
+            _core.peak_flops(kind, 1, 1)
+            found.append(kind)
+        except ConfigError:
+            continue
+    return found
 
 
 def main() -> None:
@@ -213,20 +288,27 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--name", required=True)
     parser.add_argument("--quantization", default="int4")
+    parser.add_argument("--isa", help="instruction level of pyrite (PYRITE_CPU_ISA)")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, help="the folder that peers.sh filled")
+    parser.add_argument("--engines", default="", metavar="REGEX", help="only engines whose names match")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=WORKLOADS)
-    parser.add_argument("--llama-bin", help="folder with llama-bench and llama-batched-bench")
-    parser.add_argument("--gguf", help="the same model, quantized by llama-quantize")
-    parser.add_argument("--gguf-type", default="Q4_0", help="its type, for the table")
+    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS))
+    parser.add_argument(
+        "--budget-s", type=float, default=float("inf"), help="stop about then, after one repeat at least"
+    )
     arguments = parser.parse_args()
+    if arguments.isa:
+        os.environ["PYRITE_CPU_ISA"] = arguments.isa
+    arguments.peaks = kinds()
+    arguments.vocab = model_facts(arguments.folder)["vocab"]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"quantized-{arguments.name}-{arguments.quantization}.json"
-    result = join(path, measure(arguments))
-    print(summary(result))
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    suffix = f"-{arguments.isa}" if arguments.isa else ""
+    path = arguments.out / f"quantized-{arguments.name}-{arguments.quantization}{suffix}.json"
+    done = run(arguments, path)
     print(path)
+    sys.exit(0 if done else LEFT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Tables and plots of committed results, one file per kind."""

@@ -1,0 +1,118 @@
+"""Plots of committed results: `e2e/curves.py`, and the ops of `pyrite bench MODEL --json` beside the measured roofs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Points = list[tuple[float, float]]
+
+SIZE = (5.6, 3.6)
+DPI = 100
+LABELLED_SHARE = 0.12
+"""Ops that take less of a step than this have no name in the roofline."""
+
+
+def draw_all(curves: list[dict[str, Any]], ops: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw every plot there is data for; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for result in curves:
+        for name, draw in (
+            ("decode", decode_over_context),
+            ("prefill", prefill_over_length),
+            ("batch", batch_and_threads),
+        ):
+            written.append(save(draw, result, folder / f"{name}-{result['model']}.png"))
+    written += [save(roofline, result, folder / f"roofline-{result['model']}.png") for result in ops]
+    return written
+
+
+def save(draw: Callable[[Axes, dict[str, Any]], str], result: dict[str, Any], path: Path) -> Path:
+    """One figure, titled, as a small PNG of few colors and without a time in it."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(draw(axes, result), fontsize=9)
+    axes.grid(True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    return path
+
+
+def title(result: dict[str, Any], what: str) -> str:
+    """Two lines: what it is, and where it was measured."""
+    head = result["header"]
+    cpu = head["cpu"].partition(" (")[0]
+    return f"{result['model']}: {what}\n{cpu}, {head['threads']} threads, {head['date']}, commit {head['commit']}"
+
+
+def series(result: dict[str, Any], kind: str, threads: int) -> dict[str, Points]:
+    """(size, median tokens per second) by engine for one kind of work."""
+    found: dict[str, Points] = {}
+    for key, row in result["rows"].items():
+        work, num_threads = key.split()
+        name, size = work.split("_")
+        if name != kind or int(num_threads) != threads:
+            continue
+        for engine, cell in row.items():
+            if cell["tok_per_s"]:
+                found.setdefault(engine, []).append((float(size), statistics.median(cell["tok_per_s"])))
+    return {engine: sorted(points) for engine, points in found.items()}
+
+
+def lines(axes: Axes, found: dict[str, Points], style: str = "o-", suffix: str = "") -> None:
+    """One line an engine."""
+    for engine, points in found.items():
+        color = "C1" if engine.startswith("llama") else "C2" if "KV" in engine else "C0"
+        axes.plot(*zip(*points, strict=True), style, label=engine + suffix, color=color, markersize=4)
+
+
+def decode_over_context(axes: Axes, result: dict[str, Any]) -> str:
+    """Tokens per second of one sequence over what is in its context."""
+    lines(axes, series(result, "decode", result["header"]["threads"]))
+    axes.set(xlabel="tokens in the context", ylabel="decode, tok/s", ylim=(0, None))
+    return title(result, "decode over context length")
+
+
+def prefill_over_length(axes: Axes, result: dict[str, Any]) -> str:
+    """Tokens per second of a prompt over its length."""
+    lines(axes, series(result, "prefill", result["header"]["threads"]))
+    axes.set(xlabel="tokens of the prompt", ylabel="prefill, tok/s", ylim=(0, None))
+    axes.set_xscale("log", base=2)
+    return title(result, "prefill over prompt length")
+
+
+def batch_and_threads(axes: Axes, result: dict[str, Any]) -> str:
+    """Tokens per second of all sequences over their number, and the same of one thread at the ends."""
+    lines(axes, series(result, "batch", result["header"]["threads"]))
+    one = {**series(result, "decode", 1)}
+    for engine, points in series(result, "batch", 1).items():
+        one[engine] = [(1.0, speed) for size, speed in one.get(engine, []) if size == 0] + points
+    lines(axes, one, "s--", ", 1 thread")
+    axes.set(xlabel="sequences", ylabel="decode of all, tok/s", ylim=(0, None), xticks=[1, 2, 4, 8, 16])
+    return title(result, "decode of many sequences, on one thread and on all")
+
+
+def roofline(axes: Axes, result: dict[str, Any]) -> str:
+    """Every op of every work: operations a second over operations per byte, below the measured roofs."""
+    result = {**result["report"], "model": result["model"], "header": result["header"]}
+    bandwidth = result["bandwidth_gb_s"]
+    at = [2.0**power for power in range(-2, 14)]
+    for kind, peak in result["peak_gop_s"].items():
+        axes.plot(at, [min(x * bandwidth, peak) for x in at], "-", color="0.6", linewidth=1)
+        axes.annotate(kind, (at[-1], peak), fontsize=8, ha="right", va="bottom")
+    for number, work in enumerate(result["works"]):
+        ops = [op for op in work["ops"] if op["operations"] and op["num_bytes"] and op["milliseconds"]]
+        intensity = [op["operations"] / op["num_bytes"] for op in ops]
+        reached = [op["operations"] / op["milliseconds"] / 1e6 for op in ops]
+        axes.plot(intensity, reached, "o", color=f"C{number}", markersize=4, label=work["name"])
+        for op, x, y in zip(ops, intensity, reached, strict=True):
+            if op["share"] > LABELLED_SHARE:
+                axes.annotate(op["op"], (x, y), fontsize=6, xytext=(4, -2), textcoords="offset points")
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="Gop/s")
+    return title(result, f"ops of {result['quantization']} below the roofs, {bandwidth:.0f} GB/s read")
