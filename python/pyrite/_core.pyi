@@ -48,10 +48,15 @@ def matrix_bytes(rows: int, cols: int, *, dtype: str, quant: tuple[int, int, boo
 def read_bandwidth(num_bytes: int, num_threads: int, repeats: int) -> list[float]:
     """GB/s of `repeats` sequential reads of `num_bytes` shared by `num_threads` threads."""
 
-def peak_flops(kind: str, num_threads: int, repeats: int) -> list[float]:
-    """Operations per second (a multiply-add is two) of register-resident multiply-adds.
+def peak_flops(kind: str, num_threads: int, repeats: int, isa: str | None = None) -> list[float]:
+    """Operations per second (a multiply-add is two) of register-resident multiply-adds, by the instructions of a level.
 
-    `kind` is "fp32", "bf16" or "int8" (ConfigError where there is no such instruction).
+    Args:
+        kind: "fp32", "bf16", "int4" (codes of 4 bits by 8-bit integers) or "int8".
+        isa: instruction level; None takes the best one.
+
+    Raises:
+        ConfigError: another kind or level, or "bf16" at a level without it.
     """
 
 def open_checkpoint(folder: str) -> Checkpoint:
@@ -162,7 +167,7 @@ class CpuExecutor:
     def end_profile(self) -> list[dict[str, Any]]:
         """What the steps since `start_profile` took, one entry per kind of op; measures no more.
 
-        Keys: `op` (a matrix's name without its layer, or the kind of op), `arithmetic` ("fp32", "bf16", "int8"),
+        Keys: `op` (a matrix's name without its layer, or the kind of op), `arithmetic` (a kind of `peak_flops`),
         `calls`, `seconds` (wall time, barriers included), `bytes` (weights, keys and values, inputs and outputs, each
         once per call), `operations` (multiply-adds of products, as two). Empty when nothing was measured.
         """

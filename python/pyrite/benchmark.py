@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +65,10 @@ class OpReport:
         milliseconds: median over the measurements.
         share: of the step's time, 0 to 1.
         num_bytes, operations: moved and done.
+        achieved_gb_s, achieved_gop_s: of them in a second.
         attainable_ms: by the nearer roof; 0 where nothing is counted.
-        bound: "bandwidth", "fp32", "bf16", "int8", or "" where nothing is counted.
+        reached: `attainable_ms` of `milliseconds`, 0 to 1 (more where caches held what is counted).
+        bound: "bandwidth", "fp32", "bf16", "int4", "int8", or "" where nothing is counted.
     """
 
     op: str
@@ -76,7 +77,10 @@ class OpReport:
     share: float
     num_bytes: float
     operations: float
+    achieved_gb_s: float
+    achieved_gop_s: float
     attainable_ms: float
+    reached: float
     bound: str
 
 
@@ -85,7 +89,7 @@ class WorkReport:
     """One kind of work.
 
     Args:
-        tok_per_s: median over the measurements; `attainable_tok_per_s` is what the roofs would allow.
+        tok_per_s: median over the measurements; `attainable_tok_per_s` is what the roofs would allow all ops together.
         step_ms: of one step; `engine_ms` of it is planning and sampling.
     """
 
@@ -99,7 +103,13 @@ class WorkReport:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What `benchmark` found; `to_dict` and `str` show it."""
+    """What `benchmark` found; `to_dict` and `str` show it.
+
+    Args:
+        machine: what `pyrite env` says of the processor; `isa` is the instruction level that was measured.
+        bandwidth_gb_s: read by all threads, the roof of what moves bytes.
+        peak_gop_s: per kind of arithmetic, of all threads in registers by the instructions of that level.
+    """
 
     model: str
     quantization: str | None
@@ -115,7 +125,7 @@ class BenchReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        peaks = ", ".join(f"{peak:,.0f} G{name} op/s" for name, peak in self.peak_gop_s.items())
+        peaks = ", ".join(f"{peak:,.0f} Gop/s {name}" for name, peak in self.peak_gop_s.items())
         lines = [
             f"{self.model}, {self.quantization or 'weights as they are'}, {self.weight_bytes / 1e6:,.1f} MB of weights",
             f"{self.machine['isa']}, {self.threads} threads, {self.bandwidth_gb_s:.1f} GB/s read, {peaks}",
@@ -127,7 +137,7 @@ class BenchReport:
                 f"{work.name}: {work.tok_per_s:,.1f} tok/s, {100 * share:.0f} % of {work.attainable_tok_per_s:,.1f}; "
                 f"{work.step_ms:.2f} ms a step, {work.engine_ms:.2f} of them planning and sampling",
                 f"  {'op':<24}{'calls':>6}{'ms':>9}{'share':>7}{'MB':>10}{'Gop':>9}{'GB/s':>8}{'Gop/s':>9}"
-                f"{'at best':>9}  bound by",
+                f"{'best ms':>9}{'reached':>9}  bound by",
             ]
             lines += [f"  {_line(op)}" for op in work.ops]
         return "\n".join(lines)
@@ -166,12 +176,14 @@ def benchmark(model: str | None = None, work: Work | None = None, **keywords: An
         bench.close()
     kinds = sorted({op["arithmetic"] for runs in timed.values() for run in runs for op in run.ops})
     bandwidth = statistics.median((before, measure_bandwidth(threads)))
-    peaks = {kind: measure_peak(kind, threads) for kind in kinds}
+    facts = machine()
+    isa = environment.cpu_isa or str(facts["isa"])
+    peaks = {kind: measure_peak(kind, threads, isa) for kind in kinds}
     return BenchReport(
         model=str(folder),
         quantization=config.quantization,
         weight_bytes=plan.weight_bytes,
-        machine=machine(),
+        machine=facts | {"isa": isa},
         threads=threads,
         bandwidth_gb_s=bandwidth,
         peak_gop_s=peaks,
@@ -219,7 +231,9 @@ def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dic
         taken_ms = 1e3 * statistics.median(run.ops[index]["seconds"] for run in runs) / steps
         moved, done = op["bytes"] / steps, op["operations"] / steps
         moving_ms, doing_ms = moved / bandwidth_gb_s / 1e6, done / peak_gop_s[op["arithmetic"]] / 1e6
+        attainable_ms = max(moving_ms, doing_ms)
         bound = "" if moved == 0 else "bandwidth" if moving_ms >= doing_ms else op["arithmetic"]
+        measurable_ms = max(taken_ms, 1e-6)
         ops.append(
             OpReport(
                 op=op["op"],
@@ -228,7 +242,10 @@ def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dic
                 share=taken_ms / step_ms,
                 num_bytes=moved,
                 operations=done,
-                attainable_ms=max(moving_ms, doing_ms),
+                achieved_gb_s=moved / measurable_ms / 1e6,
+                achieved_gop_s=done / measurable_ms / 1e6,
+                attainable_ms=attainable_ms,
+                reached=attainable_ms / measurable_ms,
                 bound=bound,
             )
         )
@@ -245,14 +262,8 @@ def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dic
 
 
 def _line(op: OpReport) -> str:
-    seconds = max(op.milliseconds, 1e-6) / 1e3
-    rates: Iterable[str] = (
-        f"{op.num_bytes / 1e6:>10.2f}{op.operations / 1e9:>9.3f}",
-        f"{op.num_bytes / seconds / 1e9:>8.1f}{op.operations / seconds / 1e9:>9.1f}",
-        f"{100 * op.attainable_ms / max(op.milliseconds, 1e-6):>7.0f} %",
-    )
     return (
-        f"{op.op:<24}{op.calls:>6.0f}{op.milliseconds:>9.3f}{100 * op.share:>6.1f}%"
-        + "".join(rates)
-        + (f"  {op.bound}" if op.bound else "  -")
+        f"{op.op:<24}{op.calls:>6.0f}{op.milliseconds:>9.3f}{100 * op.share:>6.1f}%{op.num_bytes / 1e6:>10.2f}"
+        f"{op.operations / 1e9:>9.3f}{op.achieved_gb_s:>8.1f}{op.achieved_gop_s:>9.1f}{op.attainable_ms:>9.3f}"
+        f"{100 * op.reached:>7.0f} %  {op.bound or '-'}"
     )

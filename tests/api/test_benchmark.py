@@ -8,6 +8,7 @@ import json
 import pytest
 from pyrite.benchmark import Work, benchmark
 from pyrite.cli import app
+from pyrite.engine.build import machine
 from pyrite.errors import ConfigError
 from typer.testing import CliRunner
 
@@ -30,11 +31,26 @@ def test_every_kind_of_work_is_counted(quantization: str | None):
     kinds = {op.bound for work in report.works for op in work.ops} - {""}
     assert kinds <= {"bandwidth", *report.peak_gop_s} and "bandwidth" in kinds
     assert ("int8" in report.peak_gop_s) == (quantization is not None)
+    assert decode["norms and other row ops"].num_bytes > 0
     for work in report.works:
         assert work.tok_per_s > 0 and 0 < sum(op.milliseconds for op in work.ops) <= work.step_ms * 1.001
+        for op in work.ops:
+            assert op.reached == pytest.approx(op.attainable_ms / op.milliseconds)
+            assert op.achieved_gb_s == pytest.approx(op.num_bytes / op.milliseconds / 1e6)
     text = str(report)
     assert "gate+up" in text and "bound by" in text
     assert json.loads(json.dumps(report.to_dict()))["works"][0]["ops"]
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2"])
+def test_roofs_are_those_of_the_level(level: str, monkeypatch: pytest.MonkeyPatch):
+    if level not in machine()["isa_levels"]:  # type: ignore[operator]
+        pytest.skip(f"this processor has no {level}")
+    monkeypatch.setenv("PYRITE_CPU_ISA", level)
+    report = benchmark(None, dataclasses.replace(SMALL, repeats=1), quantization="int4", num_threads=1)
+    assert report.machine["isa"] == level
+    assert set(report.peak_gop_s) == {"fp32", "int4", "int8"}, "4-bit layers, an 8-bit head, f32 attention"
+    assert "int4" in str(report)
 
 
 def test_contexts_shrink_to_the_model():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pyrite import _core
 from pyrite.engine.engine import Engine
-from pyrite.errors import ConfigError
 from pyrite.system import free_memory_bytes
 
 if TYPE_CHECKING:
@@ -48,15 +47,9 @@ def measure_bandwidth(threads: int) -> float:
     return statistics.median(_core.read_bandwidth(size, threads, 5))
 
 
-def measure_peak(kind: str, threads: int) -> float:
-    """10^9 operations per second of "fp32", "bf16" or "int8" multiply-adds, median of 3.
-
-    int8 without an instruction of its own counts as f32 twice: two 16-bit products where f32 has one.
-    """
-    try:
-        return statistics.median(_core.peak_flops(kind, threads, 3)) / 1e9
-    except ConfigError:
-        return 2 * statistics.median(_core.peak_flops("fp32", threads, 3)) / 1e9
+def measure_peak(kind: str, threads: int, isa: str | None = None) -> float:
+    """10^9 operations per second of "fp32", "bf16", "int4" or "int8" multiply-adds at a level, median of 3."""
+    return statistics.median(_core.peak_flops(kind, threads, 3, isa)) / 1e9
 
 
 def build_engine(

@@ -154,7 +154,7 @@ impl Bench {
         }
         print!("{:.0} GOP/s", ops / median / 1e9);
         if isa >= Isa::Avx512Vnni {
-            let mut peaks = peak_flops(PeakKind::Int8, self.pool.count(), 3).unwrap();
+            let mut peaks = peak_flops(PeakKind::Int8, isa, self.pool.count(), 3).unwrap();
             let peak = summary(&mut peaks).0;
             print!(" = {:.0}% of {:.0}", 100.0 * ops / median / peak, peak / 1e9);
         }

@@ -10,25 +10,40 @@ use crate::pool::{Pool, Worker};
 use crate::tensor::AlignedBytes;
 
 /// Arithmetic whose peak can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PeakKind {
     /// f32 fused multiply-adds.
     Fp32,
     /// VPDPBF16PS.
     Bf16,
-    /// VPDPBUSD: u8 by i8 into i32.
+    /// Codes of 4 bits by i8: VPDPBUSD, or VPMADDUBSW and an addition in 16 bits.
+    Int4,
+    /// u8 by i8 into i32: VPDPBUSD, or VPMADDUBSW, VPMADDWD and an addition.
     Int8,
 }
 
 impl PeakKind {
-    /// The kind of that name: "fp32", "bf16" or "int8".
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "fp32" => Some(Self::Fp32),
-            "bf16" => Some(Self::Bf16),
-            "int8" => Some(Self::Int8),
-            _ => None,
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Fp32, Self::Bf16, Self::Int4, Self::Int8];
+
+    /// "fp32", "bf16", "int4" or "int8".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Int4 => "int4",
+            Self::Int8 => "int8",
         }
+    }
+
+    /// The kind of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Products of integers of so many bits at a level; 4-bit codes have a shorter way only below VPDPBUSD.
+    pub fn integers(isa: Isa, bits: usize) -> Self {
+        if bits == 4 && isa < Isa::Avx512Vnni { Self::Int4 } else { Self::Int8 }
     }
 }
 
@@ -59,27 +74,29 @@ pub fn read_bandwidth(num_bytes: usize, num_threads: usize, repeats: usize) -> R
 }
 
 /// Operations per second (a multiply-add is two) of `repeats` runs of register-resident multiply-adds on `num_threads`
-/// threads.
+/// threads, by the instructions that `isa` has for that kind.
 ///
 /// # Errors
-/// [`CpuError::Config`] where the processor lacks the instruction; [`CpuError::Threads`].
-pub fn peak_flops(kind: PeakKind, num_threads: usize, repeats: usize) -> Result<Vec<f64>, CpuError> {
-    let isa = Isa::detect();
-    let missing = match kind {
-        PeakKind::Bf16 if !Isa::Avx512Bf16.is_supported() => Some("VPDPBF16PS"),
-        PeakKind::Int8 if !Isa::Avx512Vnni.is_supported() => Some("VPDPBUSD"),
-        _ => None,
-    };
-    if let Some(missing) = missing {
-        return Err(CpuError::Config { field: "kind", what: format!("this processor has no {missing}") });
+/// [`CpuError::Config`] where the processor lacks the level, or the level such an instruction; [`CpuError::Threads`].
+pub fn peak_flops(
+    kind: PeakKind,
+    isa: Isa,
+    num_threads: usize,
+    repeats: usize,
+) -> Result<Vec<f64>, CpuError> {
+    if !isa.is_supported() {
+        return Err(CpuError::Config { field: "isa", what: format!("this processor has no {isa}") });
+    }
+    if kind == PeakKind::Bf16 && isa < Isa::Avx512Bf16 {
+        return Err(CpuError::Config { field: "kind", what: format!("{isa} has no VPDPBF16PS") });
     }
     let mut pool = Pool::new(num_threads)?;
-    let flop = AtomicU64::new(0);
+    let done = AtomicU64::new(0);
     let work = |_: &Worker<'_>| {
-        flop.store(multiply_add(kind, isa), Ordering::SeqCst);
+        done.store(multiply_add(kind, isa), Ordering::SeqCst);
     };
     let seconds = measure(&mut pool, repeats, &work)?;
-    let all = flop.load(Ordering::SeqCst) as f64 * pool.count() as f64;
+    let all = done.load(Ordering::SeqCst) as f64 * pool.count() as f64;
     Ok(seconds.into_iter().map(|seconds| all / seconds).collect())
 }
 
@@ -129,38 +146,31 @@ fn read(bytes: &[u8]) -> u64 {
 /// Run the chains; returns how many operations that were.
 fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    {
-        if kind == PeakKind::Bf16 {
-            // SAFETY: `peak_flops` made sure of the level.
-            unsafe { x86::chains_bf16(LINKS) };
-            return 16 * 64 * LINKS;
-        }
-        if kind == PeakKind::Int8 {
-            // SAFETY: `peak_flops` made sure of the level.
-            unsafe { x86::chains_int8(LINKS) };
-            return 16 * 128 * LINKS;
-        }
-        if isa >= Isa::Avx512 {
-            // SAFETY: the level was detected.
-            unsafe { x86::chains_avx512(LINKS) };
-            return 16 * 32 * LINKS;
-        }
-        if isa == Isa::Avx2 {
-            // SAFETY: the level was detected.
-            unsafe { x86::chains_avx2(LINKS) };
-            return 12 * 16 * LINKS;
-        }
+    if isa != Isa::Scalar {
+        // SAFETY: `peak_flops` made sure of the level and of what it has.
+        return unsafe { x86::multiply_add(kind, isa) };
     }
-    let _ = (kind, isa);
+    let _ = isa;
     let links = LINKS / 16;
-    let mut sums = [1.0f32; 8];
+    if kind == PeakKind::Fp32 {
+        let mut sums = [1.0f32; 8];
+        for _ in 0..links {
+            for sum in &mut sums {
+                *sum = std::hint::black_box(*sum).mul_add(0.5, 0.25);
+            }
+        }
+        std::hint::black_box(sums);
+        return 2 * 8 * links;
+    }
+    let (mut sums, mut x) = ([0i32; 16], [3i16; 16]);
     for _ in 0..links {
-        for sum in &mut sums {
-            *sum = std::hint::black_box(*sum).mul_add(0.5, 0.25);
+        x = std::hint::black_box(x);
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = sum.wrapping_add(i32::from(x) * i32::from(x));
         }
     }
     std::hint::black_box(sums);
-    2 * 8 * links
+    2 * 16 * links
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -169,7 +179,8 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use super::READ_STEP;
+    use super::{LINKS, PeakKind, READ_STEP};
+    use crate::isa::Isa;
 
     #[target_feature(enable = "avx512f")]
     pub(super) fn read_avx512(bytes: &[u8]) -> u64 {
@@ -204,11 +215,12 @@ mod x86 {
         words.into_iter().fold(0, u64::wrapping_add)
     }
 
-    /// Chains side by side, written in assembly so that no compiler shortens them.
+    /// Chains side by side of one instruction that multiplies and adds, written in assembly so that no compiler
+    /// shortens them.
     macro_rules! chains {
         ($name:ident, $features:literal, $class:ident, $splat:ident, $instruction:literal, $($sum:ident)*) => {
             #[target_feature(enable = $features)]
-            pub(super) fn $name(links: u64) {
+            fn $name(links: u64) {
                 let x = $splat(f32::from_bits(0x3f00_3f00));
                 $(let mut $sum = x;)*
                 // SAFETY: only registers are touched, all of them named; the features are this function's.
@@ -229,10 +241,89 @@ mod x86 {
         };
     }
 
-    chains!(chains_avx2, "avx2,fma", ymm_reg, _mm256_set1_ps, "vfmadd231ps", a b c d e f g h i j k l);
-    chains!(chains_avx512, "avx512f", zmm_reg, _mm512_set1_ps, "vfmadd231ps", a b c d e f g h i j k l m n o p);
-    chains!(chains_bf16, "avx512f,avx512bf16", zmm_reg, _mm512_set1_ps, "vdpbf16ps", a b c d e f g h i j k l m n o p);
-    chains!(chains_int8, "avx512f,avx512vnni", zmm_reg, _mm512_set1_ps, "vpdpbusd", a b c d e f g h i j k l m n o p);
+    /// The same for a multiplication, a widening of the products ("#", a comment, for none) and an addition.
+    macro_rules! triples {
+        (
+            $name:ident, $features:literal, $class:ident, $splat:ident, $multiply:literal, $widen:literal, $add:literal,
+            $($sum:ident $product:ident)*
+        ) => {
+            #[target_feature(enable = $features)]
+            fn $name(links: u64) {
+                let x = $splat(f32::from_bits(0x0101_0101));
+                $(let (mut $sum, mut $product) = (x, x);)*
+                // SAFETY: as above.
+                unsafe {
+                    asm!(
+                        "2:",
+                        $(concat!($multiply, " {", stringify!($product), "}, {x}, {x}"),)*
+                        $(concat!($widen, " {", stringify!($product), "}, {", stringify!($product), "}, {x}"),)*
+                        $(concat!($add, " {", stringify!($sum), "}, {", stringify!($sum), "}, {", stringify!($product), "}"),)*
+                        "dec {links}",
+                        "jnz 2b",
+                        links = inout(reg) links.max(1) => _,
+                        x = in($class) x,
+                        $($sum = inout($class) $sum, $product = inout($class) $product,)*
+                        options(nomem, nostack),
+                    );
+                }
+                $(black_box(($sum, $product));)*
+            }
+        };
+    }
+
+    chains!(fp32_avx2, "avx2,fma", ymm_reg, _mm256_set1_ps, "vfmadd231ps", a b c d e f g h i j k l);
+    chains!(fp32_avx512, "avx512f", zmm_reg, _mm512_set1_ps, "vfmadd231ps", a b c d e f g h i j k l m n o p);
+    chains!(bf16, "avx512f,avx512bf16", zmm_reg, _mm512_set1_ps, "vdpbf16ps", a b c d e f g h i j k l m n o p);
+    chains!(vnni, "avx512f,avx512vnni", zmm_reg, _mm512_set1_ps, "vpdpbusd", a b c d e f g h i j k l m n o p);
+    triples!(
+        int4_avx2, "avx2", ymm_reg, _mm256_set1_ps, "vpmaddubsw", "#", "vpaddw",
+        a b c d e f g h i j k l
+    );
+    triples!(
+        int8_avx2, "avx2", ymm_reg, _mm256_set1_ps, "vpmaddubsw", "vpmaddwd", "vpaddd",
+        a b c d e f g h i j k l
+    );
+    triples!(
+        int4_avx512, "avx512f,avx512bw", zmm_reg, _mm512_set1_ps, "vpmaddubsw", "#", "vpaddw",
+        a b c d e f g h i j k l m n o p q r s t u v w y
+    );
+    triples!(
+        int8_avx512, "avx512f,avx512bw", zmm_reg, _mm512_set1_ps, "vpmaddubsw", "vpmaddwd", "vpaddd",
+        a b c d e f g h i j k l m n o p q r s t u v w y
+    );
+
+    /// Run the chains of a level above `Scalar`; returns how many operations that were.
+    ///
+    /// # Safety
+    /// The processor supports `isa`, which has the instructions of `kind`.
+    pub(super) unsafe fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
+        let links = LINKS;
+        // SAFETY: the caller's duty, passed on.
+        unsafe {
+            match (kind, isa) {
+                (PeakKind::Fp32, Isa::Avx2) => fp32_avx2(links),
+                (PeakKind::Fp32, _) => fp32_avx512(links),
+                (PeakKind::Bf16, _) => bf16(links),
+                (PeakKind::Int4, Isa::Avx2) => int4_avx2(links),
+                (PeakKind::Int8, Isa::Avx2) => int8_avx2(links),
+                (_, Isa::Avx512Vnni | Isa::Avx512Bf16) => vnni(links),
+                (PeakKind::Int4, _) => int4_avx512(links),
+                (PeakKind::Int8, _) => int8_avx512(links),
+            }
+        }
+        let (chains, bytes) = match (kind, isa) {
+            (PeakKind::Fp32, Isa::Avx2) => (12, 32),
+            (PeakKind::Int4 | PeakKind::Int8, Isa::Avx2) => (6, 32),
+            (PeakKind::Int4 | PeakKind::Int8, Isa::Avx512) => (12, 64),
+            _ => (16, 64),
+        };
+        let products = match kind {
+            PeakKind::Fp32 => bytes / 4,
+            PeakKind::Bf16 => bytes / 2,
+            PeakKind::Int4 | PeakKind::Int8 => bytes,
+        };
+        chains * 2 * products * links
+    }
 }
 
 #[cfg(test)]
@@ -258,14 +349,25 @@ mod tests {
     }
 
     #[test]
-    fn peaks_are_measured_where_the_instruction_exists() {
-        let got = peak_flops(PeakKind::Fp32, 1, 1).unwrap();
-        assert!(got.len() == 1 && got[0] > 1e6, "{got:?}");
-        for (kind, level) in [(PeakKind::Bf16, Isa::Avx512Bf16), (PeakKind::Int8, Isa::Avx512Vnni)] {
-            match peak_flops(kind, 1, 1) {
-                Ok(got) => assert!(level.is_supported() && got[0] > 1e6),
-                Err(error) => assert!(!level.is_supported() && matches!(error, CpuError::Config { .. })),
+    fn peaks_are_measured_where_the_level_has_the_instruction() {
+        for isa in Isa::ALL {
+            for kind in PeakKind::ALL {
+                let exists = isa.is_supported() && (kind != PeakKind::Bf16 || isa == Isa::Avx512Bf16);
+                match peak_flops(kind, isa, 1, 1) {
+                    Ok(got) => assert!(exists && got.len() == 1 && got[0] > 1e6, "{kind:?} {isa}: {got:?}"),
+                    Err(error) => assert!(!exists && matches!(error, CpuError::Config { .. })),
+                }
             }
         }
+    }
+
+    #[test]
+    fn kinds_have_names() {
+        for kind in PeakKind::ALL {
+            assert_eq!(PeakKind::from_name(kind.name()), Some(kind));
+        }
+        assert_eq!(PeakKind::from_name("int2"), None);
+        assert_eq!(PeakKind::integers(Isa::Avx2, 4), PeakKind::Int4);
+        assert_eq!(PeakKind::integers(Isa::Avx512Vnni, 4), PeakKind::Int8);
     }
 }

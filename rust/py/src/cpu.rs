@@ -236,16 +236,19 @@ pub(crate) fn read_bandwidth(
     detached(py, || probe::read_bandwidth(num_bytes, num_threads, repeats))
 }
 
-/// Operations per second of register-resident multiply-adds.
+/// Operations per second of register-resident multiply-adds, by the instructions of a level (None: the best one).
 #[pyfunction]
+#[pyo3(signature = (kind, num_threads, repeats, isa=None))]
 pub(crate) fn peak_flops(
     py: Python<'_>,
     kind: &str,
     num_threads: usize,
     repeats: usize,
+    isa: Option<&str>,
 ) -> PyResult<Vec<f64>> {
-    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16, int8"))?;
-    detached(py, || probe::peak_flops(kind, num_threads, repeats))
+    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16, int4, int8"))?;
+    let isa = isa.map_or_else(|| Ok(Isa::detect()), parse_isa)?;
+    detached(py, || probe::peak_flops(kind, isa, num_threads, repeats))
 }
 
 fn parse_dtype(field: &str, name: &str) -> PyResult<DType> {

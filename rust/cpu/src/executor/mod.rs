@@ -20,8 +20,8 @@ use crate::tensor::{AlignedBytes, DType, RowsMut};
 use crate::weights::{Progress, Weights};
 
 use compile::{Plan, compile};
+pub use profile::OpProfile;
 use profile::Profile;
-pub use profile::{Arithmetic, OpProfile};
 use replay::Replay;
 use step_check::GroupLimits;
 

@@ -4,37 +4,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::Model;
-use super::compile::{Base, Phase, Place, Plan};
+use super::compile::{Base, Phase, Place, Plan, RowOp};
 use super::step_check::StepSize;
 use crate::isa::Isa;
 use crate::ops::attention::KvType;
 use crate::ops::qlinear::Then;
+use crate::probe::PeakKind;
 use crate::program::{Program, RowsOf};
 use crate::step::StepView;
 use crate::tensor::DType;
 use crate::weights::Weight;
-
-/// What bounds an op's arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// f32 fused multiply-adds.
-    Fp32,
-    /// VPDPBF16PS.
-    Bf16,
-    /// Products of 8-bit integers.
-    Int8,
-}
-
-impl Arithmetic {
-    /// "fp32", "bf16" or "int8", the names of [`crate::probe::PeakKind`].
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        }
-    }
-}
 
 /// Totals of the phases with one label, over all steps since [`super::Executor::start_profile`].
 #[derive(Clone, Debug)]
@@ -42,12 +21,12 @@ pub struct OpProfile {
     /// A matrix's name without its layer, or the kind of op.
     pub label: String,
     /// What its operations are made of.
-    pub arithmetic: Arithmetic,
+    pub arithmetic: PeakKind,
     /// Phases.
     pub calls: u64,
     /// Wall time, barriers included.
     pub seconds: f64,
-    /// Weights, keys and values, inputs and outputs, each once per phase.
+    /// Weights, keys and values, inputs and outputs, each once per phase. Row ops are counted without their parameters.
     pub bytes: u64,
     /// Multiply-adds of products, as two.
     pub operations: u64,
@@ -58,6 +37,8 @@ pub(super) struct Profile {
     ops: Vec<OpProfile>,
     /// Per phase, the index of its label.
     label_of: Vec<usize>,
+    /// Per phase that is a chain of row ops, the bytes of a row.
+    row_bytes: Vec<u64>,
     start: Instant,
     /// Per phase, nanoseconds from the start of the step to its end.
     ends: Vec<AtomicU64>,
@@ -77,7 +58,8 @@ impl Profile {
             }));
         }
         let ends = labels.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { ops, label_of, start: Instant::now(), ends }
+        let row_bytes = plan.phases.iter().map(row_bytes).collect();
+        Self { ops, label_of, row_bytes, start: Instant::now(), ends }
     }
 
     pub(super) fn ops(&self) -> &[OpProfile] {
@@ -99,7 +81,7 @@ impl Profile {
         let mut before = 0;
         for (index, phase) in model.plan.phases.iter().enumerate() {
             let end = self.ends[index].load(Relaxed);
-            let (bytes, operations) = cost(phase, model, step, size);
+            let (bytes, operations) = cost(phase, self.row_bytes[index], model, step, size);
             let op = &mut self.ops[self.label_of[index]];
             op.calls += 1;
             op.seconds += end.saturating_sub(before) as f64 * 1e-9;
@@ -138,29 +120,30 @@ fn without_layer(name: &str) -> &str {
     rest.filter(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit())).map_or(name, |(_, rest)| rest)
 }
 
-fn arithmetic(phase: &Phase, model: &Model) -> Arithmetic {
+fn arithmetic(phase: &Phase, model: &Model) -> PeakKind {
     match phase {
         Phase::Linear { weight, .. } => match model.weights.get(*weight) {
-            Some(Weight::Quantized(_)) => Arithmetic::Int8,
+            Some(Weight::Quantized(matrix)) => PeakKind::integers(model.isa, matrix.format().bits),
             Some(Weight::Matrix(matrix)) if matrix.dtype() == DType::Bf16 && model.isa == Isa::Avx512Bf16 => {
-                Arithmetic::Bf16
+                PeakKind::Bf16
             }
-            _ => Arithmetic::Fp32,
+            _ => PeakKind::Fp32,
         },
-        Phase::Attention { group, .. } if model.kv[*group].dtype() == KvType::Int8 => Arithmetic::Int8,
-        _ => Arithmetic::Fp32,
+        Phase::Attention { group, .. } if model.kv[*group].dtype() == KvType::Int8 => PeakKind::Int8,
+        _ => PeakKind::Fp32,
     }
 }
 
 /// Bytes and operations of a phase in a step.
-fn cost(phase: &Phase, model: &Model, step: &StepView<'_>, size: StepSize) -> (u64, u64) {
-    let rows = |place: &Place| match place.rows {
+fn cost(phase: &Phase, row_bytes: u64, model: &Model, step: &StepView<'_>, size: StepSize) -> (u64, u64) {
+    let rows_of = |rows: RowsOf| match rows {
         RowsOf::T => size.tokens as u64,
         RowsOf::R => size.rows as u64,
     };
+    let rows = |place: &Place| rows_of(place.rows);
     let bytes = |place: &Place| 4 * rows(place) * place.width as u64;
     match phase {
-        Phase::Rows(..) => (0, 0),
+        Phase::Rows(rows, _) => (rows_of(*rows) * row_bytes, 0),
         Phase::Linear { x, out, weight, then, .. } if rows(x) > 0 => {
             let weight = model.weights.get(*weight).map_or(0, Weight::bytes) as u64;
             let outputs = out.width as u64 * if *then == Then::Glu { 2 } else { 1 };
@@ -176,6 +159,32 @@ fn cost(phase: &Phase, model: &Model, step: &StepView<'_>, size: StepSize) -> (u
         }
         Phase::Logits { x, .. } => (2 * bytes(x), 0),
     }
+}
+
+/// Bytes that a chain reads or writes per row, each place once: a row is in the cache from one op to the next.
+fn row_bytes(phase: &Phase) -> u64 {
+    let Phase::Rows(_, chain) = phase else { return 0 };
+    let mut all: Vec<&Place> = Vec::new();
+    for op in chain {
+        let named = match op {
+            RowOp::RopeTables => [None; 3],
+            RowOp::Embed { out, .. } => [Some(out), None, None],
+            RowOp::HeadNorm { x, .. } | RowOp::Rope { x, .. } => [Some(x), None, None],
+            RowOp::RmsNorm { x, out, .. } | RowOp::SelectRows { x, out } => [Some(x), Some(out), None],
+            RowOp::Glu { gate, up, out } => [Some(gate), Some(up), Some(out)],
+            RowOp::Gate { x, gate: y } | RowOp::Add { x, y } => [Some(x), Some(y), None],
+        };
+        for place in named.into_iter().flatten() {
+            let first = |place: &Place| match place.base {
+                Base::Arena(first) => (false, first),
+                Base::Logits(first) => (true, first),
+            };
+            if !all.iter().any(|known| (first(known), known.width) == (first(place), place.width)) {
+                all.push(place);
+            }
+        }
+    }
+    all.iter().map(|place| 4 * place.width as u64).sum()
 }
 
 /// Bytes of one token's keys and values in one layer of a group.
