@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ from decode_prefill import header, model_facts
 from engines import LlamaCpp, Pyrite, parse
 from quantized import LEFT, PROBE_BYTES
 
+Part = tuple[str, str, int, int]
+"""Engine, workload, threads, repeat."""
+
 CONTEXTS = (0, 512, 1024, 2048, 4096, 8192, 16384)
 PROMPTS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 SEQUENCES = (1, 2, 4, 8, 16)
 THREADS = (1, 2)
 
 
-def curves(quick: tuple[str, ...]) -> dict[str, list[tuple[str, int]]]:
-    """Points of every curve as (workload, threads), the slow ones of an axis last."""
+def curves(names: list[str]) -> dict[str, list[tuple[str, int]]]:
+    """Points of these curves as (workload, threads), the slow ones of an axis last."""
     full = THREADS[-1]
     every = {
         "batch": [(f"batch_{n}", full) for n in SEQUENCES],
@@ -39,7 +43,7 @@ def curves(quick: tuple[str, ...]) -> dict[str, list[tuple[str, int]]]:
         "prefill": [(f"prefill_{n}", full) for n in PROMPTS],
         "decode": [(f"decode_{n}", full) for n in CONTEXTS],
     }
-    return {name: points for name, points in every.items() if name in quick}
+    return {name: points for name, points in every.items() if name in names}
 
 
 class Peer(LlamaCpp):
@@ -105,25 +109,23 @@ def lacking(engines: Engines, rows: dict[str, Any], work: str, threads: int, rep
     return found
 
 
-def point(engines: Engines, rows: dict[str, Any], work: str, threads: int, repeat: int) -> None:
-    """Measure one point on every engine that lacks this repeat."""
+def point(engines: Engines, rows: dict[str, Any], name: str, work: str, threads: int, repeat: int) -> None:
+    """One repeat of one point on one engine."""
     from pyrite import _core
 
-    for name in lacking(engines, rows, work, threads, repeat):
-        row = rows.setdefault(f"{work} {threads}", {})
-        cell = row.setdefault(name, {"tok_per_s": [], "bandwidth_gb_s": []})
-        bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, threads, 3))
-        started = time.monotonic()
-        try:
-            speed = engines.get(name, work, threads).measure(work, 1000 * (repeat + 1))
-        except subprocess.TimeoutExpired:
-            cell["left_out"] = f"longer than {engines.arguments.point_s:.0f} s"
-            continue
-        if name.startswith("llama.cpp") and time.monotonic() - started > engines.arguments.point_s / 3:
-            cell["once"] = True
-        cell["tok_per_s"].append(speed)
-        cell["bandwidth_gb_s"].append(bandwidth)
-        print(f"{work} on {threads}: {name} {speed:.1f} tok/s ({bandwidth:.1f} GB/s)", file=sys.stderr)
+    cell = rows.setdefault(f"{work} {threads}", {}).setdefault(name, {"tok_per_s": [], "bandwidth_gb_s": []})
+    bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, threads, 3))
+    started = time.monotonic()
+    try:
+        speed = engines.get(name, work, threads).measure(work, 1000 * (repeat + 1))
+    except subprocess.TimeoutExpired:
+        cell["left_out"] = f"longer than {engines.arguments.point_s:.0f} s"
+        return
+    if name.startswith("llama.cpp") and time.monotonic() - started > engines.arguments.point_s / 3:
+        cell["once"] = True
+    cell["tok_per_s"].append(speed)
+    cell["bandwidth_gb_s"].append(bandwidth)
+    print(f"{work} on {threads}: {name} {speed:.1f} tok/s ({bandwidth:.1f} GB/s)", file=sys.stderr)
 
 
 def start(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -139,22 +141,27 @@ def start(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     return before if before["header"] == result["header"] else result
 
 
+def parts(engines: Engines, rows: dict[str, Any], names: list[str], repeats: int) -> Iterator[Part]:
+    """What is still to be measured, in order; asked for one by one, since a part may make others needless."""
+    for points in curves(names).values():
+        for work, threads in points:
+            for repeat in range(repeats):
+                for name in engines.names(work):
+                    if name in lacking(engines, rows, work, threads, repeat):
+                        yield name, work, threads, repeat
+
+
 def run(arguments: argparse.Namespace, path: Path) -> bool:
     """Measure what is missing; whether all is there."""
     started, longest = time.monotonic(), 0.0
     result, engines = start(arguments, path), Engines(arguments)
-    for name, points in curves(tuple(arguments.curves)).items():
-        for work, threads in points:
-            for repeat in range(arguments.repeats):
-                if not lacking(engines, result["rows"], work, threads, repeat):
-                    continue
-                before = time.monotonic()
-                if longest and before - started + longest > arguments.budget_s:
-                    return False
-                point(engines, result["rows"], work, threads, repeat)
-                path.write_text(json.dumps(result, indent=1) + "\n")
-                longest = max(longest, time.monotonic() - before)
-        print(f"{name}: done", file=sys.stderr)
+    for part in parts(engines, result["rows"], arguments.curves, arguments.repeats):
+        before = time.monotonic()
+        if longest and before - started + longest > arguments.budget_s:
+            return False
+        point(engines, result["rows"], *part)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        longest = max(longest, time.monotonic() - before)
     return True
 
 
