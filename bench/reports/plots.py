@@ -14,8 +14,9 @@ Points = list[tuple[float, float]]
 
 SIZE = (5.6, 3.6)
 DPI = 100
-LABELLED_SHARE = 0.12
-"""Ops that take less of a step than this have no name in the roofline."""
+MARKERS = "os^DvP*Xp<>hd8H"
+SMALLEST_SHARE = 0.02
+"""Ops that take less of a step than this are not in the roofline."""
 
 
 def draw_all(curves: list[dict[str, Any]], ops: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -39,7 +40,7 @@ def save(draw: Callable[[Axes, dict[str, Any]], str], result: dict[str, Any], pa
     axes = figure.add_subplot()
     axes.set_title(draw(axes, result), fontsize=9)
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return path
 
@@ -84,6 +85,7 @@ def prefill_over_length(axes: Axes, result: dict[str, Any]) -> str:
     lines(axes, series(result, "prefill", result["header"]["threads"]))
     axes.set(xlabel="tokens of the prompt", ylabel="prefill, tok/s", ylim=(0, None))
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
     return title(result, "prefill over prompt length")
 
 
@@ -102,17 +104,23 @@ def roofline(axes: Axes, result: dict[str, Any]) -> str:
     """Every op of every work: operations a second over operations per byte, below the measured roofs."""
     result = {**result["report"], "model": result["model"], "header": result["header"]}
     bandwidth = result["bandwidth_gb_s"]
-    at = [2.0**power for power in range(-2, 14)]
     for kind, peak in result["peak_gop_s"].items():
-        axes.plot(at, [min(x * bandwidth, peak) for x in at], "-", color="0.6", linewidth=1)
-        axes.annotate(kind, (at[-1], peak), fontsize=8, ha="right", va="bottom")
+        ends = [0.5, peak / bandwidth, 4096.0]
+        axes.plot(ends, [min(x * bandwidth, peak) for x in ends], "-", color="0.6", linewidth=1)
+        axes.annotate(kind, (ends[-1], peak), fontsize=8, ha="right", va="bottom")
+    shown = [
+        (number, op)
+        for number, work in enumerate(result["works"])
+        for op in work["ops"]
+        if op["operations"] and op["num_bytes"] and op["share"] >= SMALLEST_SHARE
+    ]
+    markers = dict(zip(dict.fromkeys(op["op"] for _, op in shown), MARKERS, strict=False))
+    for number, op in shown:
+        at = op["operations"] / op["num_bytes"], op["operations"] / op["milliseconds"] / 1e6
+        axes.plot(*at, markers.get(op["op"], "."), color=f"C{number}", markersize=5)
     for number, work in enumerate(result["works"]):
-        ops = [op for op in work["ops"] if op["operations"] and op["num_bytes"] and op["milliseconds"]]
-        intensity = [op["operations"] / op["num_bytes"] for op in ops]
-        reached = [op["operations"] / op["milliseconds"] / 1e6 for op in ops]
-        axes.plot(intensity, reached, "o", color=f"C{number}", markersize=4, label=work["name"])
-        for op, x, y in zip(ops, intensity, reached, strict=True):
-            if op["share"] > LABELLED_SHARE:
-                axes.annotate(op["op"], (x, y), fontsize=6, xytext=(4, -2), textcoords="offset points")
+        axes.plot([], [], "-", color=f"C{number}", linewidth=4, label=work["name"])
+    for name, marker in markers.items():
+        axes.plot([], [], marker, color="0.4", markersize=5, label=name)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="Gop/s")
     return title(result, f"ops of {result['quantization']} below the roofs, {bandwidth:.0f} GB/s read")
