@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STARTER = ROOT / "python" / "pyrite" / "starter"
 SEED = 20_000
 GGML_GROUP = 32
-CUTS = (0, 8, 16, 24, 40, 56)
-"""By how many columns a matrix is rolled before it is cut into groups."""
+CUTS = (0, 4, 8, 13, 17, 21, 25, 29, 34, 38, 42, 46, 50, 55, 59, 63)
+"""By how many columns a matrix is rolled before it is cut into groups: no two give the same groups of 32."""
 
 Dequantized = Callable[[np.ndarray], np.ndarray]
 
