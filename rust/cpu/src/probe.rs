@@ -49,28 +49,50 @@ impl PeakKind {
 
 /// Bytes of one step of the reading loop.
 const READ_STEP: usize = 512;
-/// Multiply-adds of each chain in one measurement.
+/// Multiply-adds of each chain in one run of [`peak_flops`].
 const LINKS: u64 = 20_000_000;
 
-/// GB/s (10^9) of `repeats` sequential reads of `num_bytes` bytes shared by `num_threads` threads.
-///
-/// Each thread streams one contiguous part, 512 bytes per step, in huge pages where the system gives them.
+/// Memory that is read to see how fast that goes.
+pub struct ReadProbe {
+    buffer: AlignedBytes,
+}
+
+impl ReadProbe {
+    /// A probe of `num_bytes` bytes, in huge pages where the system gives them.
+    ///
+    /// # Errors
+    /// [`CpuError::OutOfMemory`].
+    pub fn new(num_bytes: usize) -> Result<Self, CpuError> {
+        let mut buffer = AlignedBytes::zeroed(num_bytes.max(READ_STEP))?;
+        // Written once, so that every page is memory of its own and not the shared page of zeros.
+        buffer.as_mut_slice().fill(1);
+        Ok(Self { buffer })
+    }
+
+    /// Bytes per second of `repeats` sequential reads: each worker streams one contiguous part, 512 bytes per step.
+    ///
+    /// # Errors
+    /// [`CpuError::Panicked`].
+    pub fn measure(&self, pool: &mut Pool, repeats: usize) -> Result<Vec<f64>, CpuError> {
+        let part = self.buffer.len() / pool.count() / READ_STEP * READ_STEP;
+        let work = |worker: &Worker<'_>| {
+            let own = &self.buffer.as_slice()[worker.index() * part..][..part];
+            std::hint::black_box(read(own));
+        };
+        let all = (part * pool.count()) as f64;
+        Ok(measure(pool, repeats, &work)?.into_iter().map(|seconds| all / seconds).collect())
+    }
+}
+
+/// GB/s (10^9) of `repeats` reads of `num_bytes` bytes shared by `num_threads` threads, as [`ReadProbe`] does them.
 ///
 /// # Errors
 /// [`CpuError::OutOfMemory`], [`CpuError::Threads`].
 pub fn read_bandwidth(num_bytes: usize, num_threads: usize, repeats: usize) -> Result<Vec<f64>, CpuError> {
     let mut pool = Pool::new(num_threads)?;
-    let part = (num_bytes / pool.count() / READ_STEP).max(1) * READ_STEP;
-    let mut buffer = AlignedBytes::zeroed(part * pool.count())?;
-    // Written once, so that every page is memory of its own and not the shared page of zeros.
-    buffer.as_mut_slice().fill(1);
-    let bytes = buffer.as_slice();
-    let work = |worker: &Worker<'_>| {
-        let own = &bytes[worker.index() * part..][..part];
-        std::hint::black_box(read(own));
-    };
-    let seconds = measure(&mut pool, repeats, &work)?;
-    Ok(seconds.into_iter().map(|seconds| bytes.len() as f64 / seconds * 1e-9).collect())
+    let probe = ReadProbe::new(num_bytes.max(pool.count() * READ_STEP))?;
+    let speeds = probe.measure(&mut pool, repeats)?;
+    Ok(speeds.into_iter().map(|speed| speed * 1e-9).collect())
 }
 
 /// Operations per second (a multiply-add is two) of `repeats` runs of register-resident multiply-adds on `num_threads`
@@ -84,18 +106,31 @@ pub fn peak_flops(
     num_threads: usize,
     repeats: usize,
 ) -> Result<Vec<f64>, CpuError> {
+    peak_on(&mut Pool::new(num_threads)?, kind, isa, LINKS, repeats)
+}
+
+/// [`peak_flops`] on a pool, each run of `links` multiply-adds of every chain; 20 million of them take some 40 ms.
+///
+/// # Errors
+/// As [`peak_flops`].
+pub fn peak_on(
+    pool: &mut Pool,
+    kind: PeakKind,
+    isa: Isa,
+    links: u64,
+    repeats: usize,
+) -> Result<Vec<f64>, CpuError> {
     if !isa.is_supported() {
         return Err(CpuError::Config { field: "isa", what: format!("this processor has no {isa}") });
     }
     if kind == PeakKind::Bf16 && isa < Isa::Avx512Bf16 {
         return Err(CpuError::Config { field: "kind", what: format!("{isa} has no VPDPBF16PS") });
     }
-    let mut pool = Pool::new(num_threads)?;
     let done = AtomicU64::new(0);
     let work = |_: &Worker<'_>| {
-        done.store(multiply_add(kind, isa), Ordering::SeqCst);
+        done.store(multiply_add(kind, isa, links), Ordering::SeqCst);
     };
-    let seconds = measure(&mut pool, repeats, &work)?;
+    let seconds = measure(pool, repeats, &work)?;
     let all = done.load(Ordering::SeqCst) as f64 * pool.count() as f64;
     Ok(seconds.into_iter().map(|seconds| all / seconds).collect())
 }
@@ -144,14 +179,15 @@ fn read(bytes: &[u8]) -> u64 {
 }
 
 /// Run the chains; returns how many operations that were.
-fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
+fn multiply_add(kind: PeakKind, isa: Isa, links: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Scalar {
         // SAFETY: `peak_flops` made sure of the level and of what it has.
-        return unsafe { x86::multiply_add(kind, isa) };
+        return unsafe { x86::multiply_add(kind, isa, links) };
     }
     let _ = isa;
-    let links = LINKS / 16;
+    // A compiled loop with calls is that much slower than the chains.
+    let links = (links / 16).max(1);
     if kind == PeakKind::Fp32 {
         let mut sums = [1.0f32; 8];
         for _ in 0..links {
@@ -179,7 +215,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use super::{LINKS, PeakKind, READ_STEP};
+    use super::{PeakKind, READ_STEP};
     use crate::isa::Isa;
 
     #[target_feature(enable = "avx512f")]
@@ -230,7 +266,7 @@ mod x86 {
                         $(concat!($instruction, " {", stringify!($sum), "}, {x}, {x}"),)*
                         "dec {links}",
                         "jnz 2b",
-                        links = inout(reg) links.max(1) => _,
+                        links = inout(reg) links => _,
                         x = in($class) x,
                         $($sum = inout($class) $sum,)*
                         options(nomem, nostack),
@@ -260,7 +296,7 @@ mod x86 {
                         $(concat!($add, " {", stringify!($sum), "}, {", stringify!($sum), "}, {", stringify!($product), "}"),)*
                         "dec {links}",
                         "jnz 2b",
-                        links = inout(reg) links.max(1) => _,
+                        links = inout(reg) links => _,
                         x = in($class) x,
                         $($sum = inout($class) $sum, $product = inout($class) $product,)*
                         options(nomem, nostack),
@@ -296,8 +332,8 @@ mod x86 {
     ///
     /// # Safety
     /// The processor supports `isa`, which has the instructions of `kind`.
-    pub(super) unsafe fn multiply_add(kind: PeakKind, isa: Isa) -> u64 {
-        let links = LINKS;
+    pub(super) unsafe fn multiply_add(kind: PeakKind, isa: Isa, links: u64) -> u64 {
+        let links = links.max(1);
         // SAFETY: the caller's duty, passed on.
         unsafe {
             match (kind, isa) {
