@@ -132,7 +132,9 @@ def probe(work: str, arguments: argparse.Namespace) -> tuple[float, dict[str, fl
 
     bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, arguments.threads, 3))
     kinds = () if parse(work)[0] == "decode" else arguments.peaks
-    return bandwidth, {kind: statistics.median(_core.peak_flops(kind, arguments.threads, 3)) for kind in kinds}
+    return bandwidth, {
+        kind: statistics.median(_core.peak_flops(kind, arguments.threads, 3, arguments.isa)) for kind in kinds
+    }
 
 
 def measure(result: dict[str, Any], work: str, repeat: int, engines: dict[str, Engine], arguments: Any) -> None:
@@ -204,6 +206,7 @@ def finish(result: dict[str, Any]) -> dict[str, Any]:
         name: {work: weights + _kv(result, name, work) for work in sorted(works) if parse(work)[0] == "decode"}
         for name, weights in result["weight_bytes"].items()
     }
+    result["roof_kind"] = result["quantization"][:4]  # of codes of 4 bits, or of 8
     result["peaks"] = {kind: statistics.median(values) for kind, values in result["peak_samples"].items()}
     return result
 
@@ -214,7 +217,7 @@ def _kv(result: dict[str, Any], name: str, work: str) -> float:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A table: median, percent of the bandwidth or of the int8 peak, and pyrite's ratio repeat by repeat."""
+    """A table: median, percent of the bandwidth or of the integer peak, and pyrite's ratio repeat by repeat."""
     first = next(iter(result["samples"]))
     lines = []
     for work in sorted({work for samples in result["samples"].values() for work in samples}):
@@ -227,9 +230,9 @@ def summary(result: dict[str, Any]) -> str:
                 size = result["bytes_per_token"][name][work] / 1e9
                 shares = [100 * v * size / r for v, r in zip(speeds, result["bandwidth_gb_s"][name][work], strict=True)]
                 text += f", {1e3 * size:6.1f} MB a token, {statistics.median(shares):3.0f} % of the bandwidth"
-            elif "int8" in result["peaks"]:
+            elif (kind := result["roof_kind"]) in result["peaks"]:
                 rate = statistics.median(speeds) * result["operations_per_token"][work]
-                text += f", {100 * rate / result['peaks']['int8']:3.0f} % of the int8 peak"
+                text += f", {100 * rate / result['peaks'][kind]:3.0f} % of the {kind} peak"
             pairs = list(zip(result["samples"][first].get(work, []), speeds, strict=False))
             if name != first and pairs:
                 text += f", {first} is {statistics.median(a / b for a, b in pairs):.2f}x"
@@ -267,15 +270,15 @@ def run(arguments: argparse.Namespace, path: Path) -> bool:
     return True
 
 
-def kinds() -> list[str]:
-    """Kinds of arithmetic that have a measurable peak here."""
+def kinds(isa: str | None) -> list[str]:
+    """Kinds of arithmetic that have a measurable peak at this instruction level."""
     from pyrite import _core
     from pyrite.errors import ConfigError
 
     found = []
-    for kind in ("int8", "bf16", "fp32"):
+    for kind in ("int4", "int8", "bf16", "fp32"):
         try:
-            _core.peak_flops(kind, 1, 1)
+            _core.peak_flops(kind, 1, 1, isa)
             found.append(kind)
         except ConfigError:
             continue
@@ -301,7 +304,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.isa:
         os.environ["PYRITE_CPU_ISA"] = arguments.isa
-    arguments.peaks = kinds()
+    arguments.peaks = kinds(arguments.isa)
     arguments.vocab = model_facts(arguments.folder)["vocab"]
     arguments.out.mkdir(parents=True, exist_ok=True)
     suffix = f"-{arguments.isa}" if arguments.isa else ""

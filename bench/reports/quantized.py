@@ -27,14 +27,16 @@ def introduction(found: list[dict[str, Any]]) -> str:
     head = found[0]["header"]
     dates = ", ".join(sorted({result["header"]["date"] for result in found}))
     commits = ", ".join(sorted({result["header"]["commit"] for result in found}))
-    peaks = [result["peaks"]["int8"] / 1e9 for result in found if "int8" in result["peaks"]]
+    native = [result for result in found if result["isa"] != "avx2"] or found
+    peaks = [result["peaks"][result["roof_kind"]] for result in native if result["roof_kind"] in result["peaks"]]
     versions = sorted({version for result in found for version in result["versions"].values()})
+    peak = f"{statistics.median(peaks or [0]) / 1e9:.0f} Gop/s with integers"
     return (
-        f"Integer weights: {head['cpu']}, {head['threads']} threads, {dates}, commit {commits}; "
-        f"{statistics.median(peaks):.0f} Gop/s int8. {'; '.join(versions)}; {found[0]['flags']}. Random weights of the "
-        "real shapes; engines in turns, medians; a ratio (how many times as fast pyrite is in the same repeat) is the "
-        "median of the repeats' ratios. MB are all bytes that a token needs: weights and, at a depth, keys and values. "
-        "Percent is of the read bandwidth measured right around each sample (decode), or of the int8 peak.\n"
+        f"Integer weights: {head['cpu']}, {head['threads']} threads, {dates}, commit {commits}; {peak}. "
+        f"{'; '.join(versions)}; {found[0]['flags']}. Random weights of the real shapes; engines in turns, medians; a "
+        "ratio (how many times as fast pyrite is in the same repeat) is the median of the repeats' ratios. MB are all "
+        "bytes that a token needs: weights and, at a depth, keys and values. Percent is of the read bandwidth measured "
+        "right around each sample (decode), or of the peak of the level's integer instructions (prefill, sequences).\n"
     )
 
 
@@ -51,10 +53,10 @@ def share(result: dict[str, Any], name: str, work: str) -> str:
     if num_bytes is not None:
         roofs = result["bandwidth_gb_s"][name][work]
         return f"{statistics.median(v * num_bytes / roof / 1e7 for v, roof in zip(speeds, roofs, strict=True)):.0f} %"
-    if "int8" not in result["peaks"]:
+    if result["roof_kind"] not in result["peaks"]:
         return "-"
     rate = statistics.median(speeds) * result["operations_per_token"][work]
-    return f"{100 * rate / result['peaks']['int8']:.0f} %"
+    return f"{100 * rate / result['peaks'][result['roof_kind']]:.0f} %"
 
 
 def megabytes(result: dict[str, Any], name: str, work: str) -> str:

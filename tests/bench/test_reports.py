@@ -49,7 +49,7 @@ def result(**changes: Any) -> dict[str, Any]:
             "pyrite int4": {"decode_0": [100.0] * 3, "decode_976": [100.0], "prefill_16": [1.0], "batch_2": [1.0]},
             "peer": {"decode_0": [100.0] * 2, "decode_976": [100.0], "prefill_16": [1.0]},
         },
-        "peak_samples": {"int8": [1e6, 3e6]},
+        "peak_samples": {"int4": [1e6, 3e6], "int8": [1.0]},
     }
     return quantized.finish({**made, **changes})
 
@@ -60,6 +60,7 @@ def test_ratios_are_those_of_the_same_repeats_and_shares_those_of_the_nearer_roo
     assert ordered([made]) == ["decode_0", "decode_976", "prefill_16", "batch_2"]
     assert "| tiny int4 | pyrite int4 | 20.0, 40 % of 2000 MB | 8.0, 24 % of 3000 MB |" in wide
     assert "| tiny int4 | peer | 10.0, 10 % of 1000 MB, **1.50x** | 4.0, 8 % of 2000 MB, **2.00x** | 16.0," in wide
+    assert f"| {64.0:.1f}, {100 * 64.0 * made['operations_per_token']['prefill_16'] / 2e6:.0f} % |" in wide
     assert "| tiny int4 | decode | pyrite int4 | 20.0 [10.0 30.0] | 1.00x | 2000 | 40 % |" in long
     assert "other (no llama-bench)" in wide and "other (no llama-bench)" in long
     assert "pyrite int4 is 1.50x" in quantized.summary(made)
