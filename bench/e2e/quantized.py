@@ -39,7 +39,7 @@ LEFT = 3
 PEERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "int4": {
         "llama.cpp Q4_0": ("llama", "q4_0", WORKLOADS),
-        "llama.cpp Q4_0 --repack 0": ("llama", "q4_0", WORKLOADS[:3]),
+        "llama.cpp Q4_0 --repack 0": ("llama", "q4_0", WORKLOADS[:2]),
         "llama.cpp Q4_K_M --repack 0": ("llama", "q4_k_m", ("prefill_512",)),
         "ik_llama.cpp Q4_0 -rtr 1": ("ik", "q4_0", SINGLE),
         "OpenVINO GenAI Q4_0": ("ov", "q4_0", WORKLOADS),
