@@ -107,6 +107,15 @@ def long_table(found: list[dict[str, Any]]) -> str:
 
 
 def missing(found: list[dict[str, Any]]) -> str:
-    """The peers that a run had not."""
+    """The peers that a run had not, and those whose outputs were not as they should be."""
     absent = sorted({f"{label(result)}: {name} ({why})" for result in found for name, why in result["absent"].items()})
-    return f"\nNot measured: {'; '.join(absent)}.\n" if absent else ""
+    doubts = sorted(
+        {
+            f"{label(result)}: {name}, {told}"
+            for result in found
+            for name, told in result["checked"].items()
+            if "BUT" in told
+        }
+    )
+    lines = [("Not measured", absent), ("Outputs in doubt", doubts)]
+    return "".join(f"\n{what}: {'; '.join(which)}.\n" for what, which in lines if which)

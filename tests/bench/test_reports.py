@@ -33,6 +33,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "facts": {"parameters": 100, "layer_parameters": 80, "layers": 1, "attention_width": 8, "kv_width": 4}
         | {"vocab": 10, "hidden": 2},
         "absent": {"other": "no llama-bench"},
+        "checked": {"pyrite int4": "right", "peer": "equal, BUT wrong"},
         "versions": {"pyrite int4": "pyrite 1", "peer": "peer 2"},
         "weight_bytes": {"pyrite int4": 2_000_000_000, "peer": 1_000_000_000},
         "kv_bytes_per_token": {"pyrite int4": 1e6, "peer": 1e6},
@@ -63,6 +64,7 @@ def test_ratios_are_those_of_the_same_repeats_and_shares_those_of_the_nearer_roo
     assert f"| {64.0:.1f}, {100 * 64.0 * made['operations_per_token']['prefill_16'] / 2e6:.0f} % |" in wide
     assert "| tiny int4 | decode | pyrite int4 | 20.0 [10.0 30.0] | 1.00x | 2000 | 40 % |" in long
     assert "other (no llama-bench)" in wide and "other (no llama-bench)" in long
+    assert "Outputs in doubt: tiny int4: peer, equal, BUT wrong." in wide
     assert "pyrite int4 is 1.50x" in quantized.summary(made)
 
 
