@@ -9,9 +9,9 @@ use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{DType, RowsMut};
 
-/// Bytes of one span of weights that share a pass over the activations, at most: with a tile's activations and outputs
-/// they stay in a core's own cache of 1 MiB.
-const GROUP_BYTES: usize = 256 << 10;
+/// Bytes of one span of weights that share a pass over the activations, at most: twice that (the next group is on its way)
+/// and a span of a part's activations stay in a core's own cache of 1 MiB.
+const GROUP_BYTES: usize = 128 << 10;
 /// Tokens from which on a group may have more than one panel: the activations of fewer stay in the cache from one panel
 /// to the next.
 const MANY_TOKENS: usize = 256;
