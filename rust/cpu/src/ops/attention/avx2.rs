@@ -159,6 +159,11 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn first(x: Pair) -> f32 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm256_cvtss_f32(x.0) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

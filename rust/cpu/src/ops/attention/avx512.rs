@@ -123,6 +123,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(x) }
     }
     #[inline(always)]
+    unsafe fn first(x: __m512) -> f32 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { _mm512_cvtss_f32(x) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -1,17 +1,21 @@
 //! The form for few query rows: one split of one kv head per unit, read straight from the cache.
 
+use std::cell::Cell;
 use std::ptr::null;
 
 use super::kind::Kind;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
-use super::scalar::rescale;
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
-use super::simd::{LANES, MAX_TILE_ROWS, Simd};
+use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::windows::{STREAMS, streams};
+
+/// What a worker's scratch holds the packed queries of: a sequence, a kv head, and the first row of a tile.
+pub(super) type Packed = Option<(usize, usize, usize)>;
 
 /// Keys `begin..end` of one split, in blocks of the cache.
-fn cached_keys<S: Simd>(
+fn cached_keys(
     problem: &Problem<'_>,
     sequence: usize,
     kv_head: usize,
@@ -20,13 +24,17 @@ fn cached_keys<S: Simd>(
 ) -> Keys {
     let block_size = problem.pool.block_size();
     let first = begin / block_size * block_size;
-    let vectors = S::KEY_VECTORS.min(block_size / LANES);
+    let vectors = MAX_KEY_VECTORS.min(block_size / LANES);
+    let piece_bytes = block_size * problem.pool.dtype().head_bytes(problem.head_dim());
     let mut keys = Keys {
         start,
         first,
         len: block_size,
+        shift: block_size.ilog2(),
         pieces: 0,
-        at: [null(); 3 * PIECES],
+        at: [null(); 3 * PIECES + STREAMS],
+        ahead: Keys::distance(piece_bytes),
+        streams: streams(),
         vectors,
         k_step: vectors * LANES,
         k_stride: block_size,
@@ -42,7 +50,7 @@ fn cached_keys<S: Simd>(
 }
 
 /// The same for all blocks of a split that some row of the sequence sees.
-pub(super) fn split_keys<S: Simd>(
+pub(super) fn split_keys(
     problem: &Problem<'_>,
     sequence: &Sequence,
     kv_head: usize,
@@ -52,7 +60,7 @@ pub(super) fn split_keys<S: Simd>(
     let start = split * problem.split;
     let begin = problem.keys_of(first_position).0.max(start);
     let end = (last_position + 1).min(start + problem.split);
-    (cached_keys::<S>(problem, sequence.index, kv_head, start, (begin, end)), (begin, end))
+    (cached_keys(problem, sequence.index, kv_head, start, (begin, end)), (begin, end))
 }
 
 /// The part of a row's keys that lies in a split.
@@ -70,6 +78,7 @@ pub(super) unsafe fn unit<K: Kind>(
     problem: &Problem<'_>,
     scratch: &AttentionScratch,
     own: &Own,
+    packed: &Cell<Packed>,
     segment: &Segment,
     item: usize,
 ) {
@@ -77,8 +86,8 @@ pub(super) unsafe fn unit<K: Kind>(
     let (head_index, index) = (item / segment.per_head, item % segment.per_head);
     let (kv_head, split) = (segment.kv_head + head_index, segment.first_split + index);
     let positions = (sequence.first_position(), sequence.len - 1);
-    let (mut keys, _) = split_keys::<K::Level>(problem, &sequence, kv_head, split, positions);
-    announce::<K>(problem, &sequence, segment, (kv_head, split), &mut keys);
+    let (mut keys, _) = split_keys(problem, &sequence, kv_head, split, positions);
+    announce(problem, &sequence, segment, (kv_head, split), &mut keys);
     let stride = slot_stride(problem.head_dim());
     let mut first = 0;
     while first < segment.rows {
@@ -106,7 +115,10 @@ pub(super) unsafe fn unit<K: Kind>(
         }
         // SAFETY: the caller's duties; the scratch holds a tile, and slots up to the last one were checked.
         unsafe {
-            K::pack(problem, &sequence, kv_head, first, rows, own.queries);
+            let wanted = Some((sequence.index, kv_head, first));
+            if packed.replace(wanted) != wanted {
+                K::pack(problem, &sequence, kv_head, first, rows, own.queries);
+            }
             K::attend(problem, &keys, &mut tile);
             for row in 0..rows {
                 let (m, l) = tile.sums[row];
@@ -122,8 +134,8 @@ pub(super) unsafe fn unit<K: Kind>(
     }
 }
 
-/// Append the blocks that the unit after this one begins with, if it is of the same segment.
-fn announce<K: Kind>(
+/// Append the pieces that the unit after this one begins with; its own again when it is the last of its segment.
+fn announce(
     problem: &Problem<'_>,
     sequence: &Sequence,
     segment: &Segment,
@@ -135,15 +147,14 @@ fn announce<K: Kind>(
     } else if kv_head + 1 < problem.num_kv_heads() {
         (kv_head + 1, segment.first_split)
     } else {
-        return;
+        (kv_head, split)
     };
     let start = split * problem.split;
-    let begin = problem.keys_of(sequence.first_position()).0.max(start);
-    let first = begin / keys.len * keys.len;
-    let end =
-        sequence.len.min(start + problem.split).min(first + K::ahead(keys, problem.head_dim()) * keys.len);
-    for (position, at) in (first..end).step_by(keys.len).zip(&mut keys.at[2 * keys.pieces..]) {
-        *at = problem.block(sequence.index, position, kv_head).keys;
+    let first = problem.keys_of(sequence.first_position()).0.max(start) / keys.len * keys.len;
+    let pieces = (sequence.len.min(start + problem.split) - first).div_ceil(keys.len);
+    for (index, at) in keys.at[2 * keys.pieces..][..keys.ahead].iter_mut().enumerate() {
+        let block = problem.block(sequence.index, first + index % pieces * keys.len, kv_head);
+        *at = if index < pieces { block.keys } else { block.values };
     }
 }
 
@@ -174,7 +185,7 @@ pub(super) unsafe fn fold<S: Simd>(
         for split in first + 1..=(end - 1) / problem.split {
             let part = slot(split);
             let [m_split, l_split] = part.cast::<[f32; 2]>().read();
-            let (keep, add, top) = rescale(m, m_split);
+            let (keep, add, top) = S::rescale(m, m_split);
             l = l_split.mul_add(add, l * keep);
             m = top;
             S::scale_add(run.add(LANES), keep, part.add(LANES), add, padded(problem.head_dim()) / LANES);

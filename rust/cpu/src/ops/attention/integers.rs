@@ -2,11 +2,9 @@
 
 use super::kernels::{SCORE_STRIDE, lanes};
 use super::simd::{LANES, Simd};
+use super::windows::{Ahead, LINE, STREAMS};
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// Arguments of [`Integers::qk`]: scores of R query rows against one group of keys.
+/// Arguments of [`Integers::qk`]: scores of R query rows against a group of keys in each of B blocks.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
     /// `[steps, R, WORDS]` packed queries.
@@ -15,16 +13,18 @@ pub(super) struct QkArgs {
     pub(super) starts: *const i32,
     /// Dwords of a key.
     pub(super) steps: usize,
-    /// First key of the group in the `[steps, stride / 4, 4]` keys.
-    pub(super) keys: *const u8,
+    /// First key of the group in the `[steps, stride / 4, 4]` keys of each block.
+    pub(super) keys: [*const u8; STREAMS],
     /// Bytes from one dword of a key to the next.
     pub(super) stride: usize,
-    /// Scales of the keys of the group.
-    pub(super) scales: *const f32,
-    /// What to prefetch, walked in step with `keys`; nothing when null.
-    pub(super) ahead: *const u8,
+    /// Scales of the keys of each group.
+    pub(super) scales: [*const u8; STREAMS],
+    /// What to prefetch, walked in step with `keys`.
+    pub(super) ahead: Option<[*const u8; STREAMS]>,
     /// `[R]` rows of scores, `SCORE_STRIDE` apart.
     pub(super) scores: *mut f32,
+    /// Scores from one block to the next.
+    pub(super) block: usize,
 }
 
 /// Arguments of [`Integers::pv`]: add probabilities times values to R rows of N vectors.
@@ -38,8 +38,8 @@ pub(super) struct PvArgs {
     pub(super) values: *const u8,
     /// Bytes from one pair to the next.
     pub(super) stride: usize,
-    /// What to prefetch, walked in step with `values`; nothing when null.
-    pub(super) ahead: *const u8,
+    /// What to prefetch.
+    pub(super) ahead: Option<Ahead>,
     /// `[R]` rows of sums to add to, `out_stride` apart.
     pub(super) out: *mut i32,
     pub(super) out_stride: usize,
@@ -77,46 +77,49 @@ pub(super) trait Integers: 'static {
     unsafe fn add_values(sums: Self::Sums, values: Self::Codes, p: *const i32) -> Self::Sums;
 
     // The loops below, compiled for this level.
-    unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs);
+    unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &QkArgs);
     unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs);
     unsafe fn weigh(row: *mut f32, begin: usize, end: usize, scales: *const f32, top: f32) -> f32;
     unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
 }
 
-/// Scores of R query rows against N vectors of keys: the exact dot product, then times the scale of the key.
+/// Scores of R query rows against N vectors of keys in each of B blocks: the exact dot product, then times the scale
+/// of the key.
 #[inline(always)]
-pub(super) unsafe fn qk<I: Integers, const R: usize, const N: usize>(args: &QkArgs) {
-    let QkArgs { q, starts, steps, keys, stride, scales, ahead, scores } = *args;
+pub(super) unsafe fn qk<I: Integers, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
+    let QkArgs { q, starts, steps, keys, stride, scales, ahead, scores, block } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[I::splat(0); N]; R];
+        let mut sums = [[[I::splat(0); N]; B]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
-            *sums = [I::splat(*starts.add(r)); N];
+            *sums = [[I::splat(*starts.add(r)); N]; B];
         }
         for step in 0..steps {
-            let from = keys.add(step * stride);
-            let mut k = [I::load_keys(from); N];
-            for (n, k) in k.iter_mut().enumerate().skip(1) {
-                *k = I::load_keys(from.add(n * LINE));
+            let offset = step * stride;
+            let mut k = [[I::load_keys(keys[0].add(offset)); N]; B];
+            for (index, k) in k.as_flattened_mut().iter_mut().enumerate().skip(1) {
+                *k = I::load_keys(keys[index / N].add(offset + index % N * LINE));
             }
-            if !ahead.is_null() {
-                for n in 0..N {
-                    I::Float::prefetch(ahead.wrapping_add(step * stride + n * LINE));
+            if let Some(ahead) = &ahead {
+                for index in 0..B * N {
+                    I::Float::prefetch(ahead[index / N].wrapping_add(offset + index % N * LINE));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let q = q.add((step * R + r) * I::WORDS);
-                for (sum, k) in sums.iter_mut().zip(k) {
-                    *sum = I::add_keys(*sum, k, q);
+                for (sum, k) in sums.as_flattened_mut().iter_mut().zip(k.as_flattened()) {
+                    *sum = I::add_keys(*sum, *k, q);
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                let scale = I::Float::load(scales.add(n * LANES));
-                let score = I::Float::mul(I::to_float(*sum), scale);
-                I::Float::store(scores.add(r * SCORE_STRIDE + n * LANES), score);
+            for (b, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    let scale = I::Float::load(scales[b].cast::<f32>().add(n * LANES));
+                    let score = I::Float::mul(I::to_float(*sum), scale);
+                    I::Float::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), score);
+                }
             }
         }
     }
@@ -142,9 +145,9 @@ pub(super) unsafe fn pv<I: Integers, const R: usize, const N: usize>(args: &PvAr
             for (n, v) in v.iter_mut().enumerate().skip(1) {
                 *v = I::load_values(from.add(2 * n * LANES));
             }
-            if !ahead.is_null() {
+            if let Some(ahead) = &ahead {
                 for line in 0..(2 * N * LANES).div_ceil(LINE) {
-                    I::Float::prefetch(ahead.wrapping_add(pair * stride + line * LINE));
+                    I::Float::prefetch(ahead.lines[line].wrapping_add(pair * ahead.step));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -227,9 +230,9 @@ pub(super) unsafe fn scale<I: Integers>(sums: *mut f32, vectors: usize, step: f3
 macro_rules! integer_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn qk<const R: usize, const N: usize>(args: &integers::QkArgs) {
+        unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &integers::QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { integers::qk::<Self, R, N>(args) }
+            unsafe { integers::qk::<Self, R, N, B>(args) }
         }
         #[target_feature(enable = $features)]
         unsafe fn pv<const R: usize, const N: usize>(args: &integers::PvArgs) {

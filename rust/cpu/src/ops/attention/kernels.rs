@@ -4,40 +4,44 @@
 //! a tree, values by ascending position.
 
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
+use super::windows::LINE;
 
 /// Elements from one row of scores to the next: a split and a line, so that rows fall on different cache sets.
 pub(super) const SCORE_STRIDE: usize = super::SPLIT + LANES;
-const LINE: usize = 64;
 
-/// Scores of R rows against N vectors of keys: `sum_d q[d] * k[d]`, one chain of multiply-adds each.
+/// Scores of R rows against N vectors of keys in each of B blocks: `sum_d q[d] * k[d]`, one chain of multiply-adds
+/// each.
 #[inline(always)]
-pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize>(args: &QkArgs) {
-    let QkArgs { q, dim, keys, k_stride, ahead, scores } = *args;
+pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
+    let QkArgs { q, dim, keys, k_stride, ahead, scores, block } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[S::splat(0.0); N]; R];
+        let mut sums = [[[S::splat(0.0); N]; B]; R];
         for d in 0..dim {
-            let from = keys.add(d * k_stride * E::BYTES);
-            let mut k = [S::splat(0.0); N];
-            for (n, k) in k.iter_mut().enumerate() {
-                *k = E::load::<S>(from.add(n * LANES * E::BYTES));
-            }
-            if E::PREFETCH {
-                let at = ahead.wrapping_add(d * k_stride * E::BYTES);
-                for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                    S::prefetch(at.wrapping_add(line * LINE));
+            let offset = d * k_stride * E::BYTES;
+            let mut k = [[S::splat(0.0); N]; B];
+            for (b, k) in k.iter_mut().enumerate() {
+                for (n, k) in k.iter_mut().enumerate() {
+                    *k = E::load::<S>(keys[b].add(offset + n * LANES * E::BYTES));
+                }
+                if E::PREFETCH {
+                    for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
+                        S::prefetch(ahead[b].wrapping_add(offset + line * LINE));
+                    }
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let q = S::splat(*q.add(d * R + r));
-                for (sum, k) in sums.iter_mut().zip(k) {
-                    *sum = S::fma(q, k, *sum);
+                for (sum, k) in sums.as_flattened_mut().iter_mut().zip(k.as_flattened()) {
+                    *sum = S::fma(q, *k, *sum);
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                S::store(scores.add(r * SCORE_STRIDE + n * LANES), *sum);
+            for (b, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    S::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), *sum);
+                }
             }
         }
     }
@@ -62,9 +66,8 @@ pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(arg
                 *v = E::load::<S>(from.add(n * LANES * E::BYTES));
             }
             if E::PREFETCH {
-                let at = ahead.wrapping_add(key * v_stride * E::BYTES);
                 for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                    S::prefetch(at.wrapping_add(line * LINE));
+                    S::prefetch(ahead.lines[line].wrapping_add(key * ahead.step));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -90,32 +93,77 @@ pub(super) fn lanes(index: usize, begin: usize, end: usize) -> u16 {
     (((1u32 << high) - 1) & !((1u32 << low) - 1)) as u16
 }
 
-/// Turn scores `begin..end` of one row of a split into exp(scale * score - max); returns (max, sum).
+/// Rows of scores, `SCORE_STRIDE` apart, for [`softmax`].
+pub(super) struct Scores<'a> {
+    /// The first row.
+    pub(super) at: *mut f32,
+    /// Scores of each row, `begin..end` within the split.
+    pub(super) ranges: &'a [(usize, usize)],
+    /// What the scores of each row are multiplied by.
+    pub(super) factors: &'a [f32],
+}
+
+/// Turn scores into exp(factor * score - max), row by row; `sums` become (max, sum). Rows take turns in both passes, so
+/// that one row's chains hide another's.
 #[inline(always)]
-pub(super) unsafe fn softmax<S: Simd>(scores: *mut f32, begin: usize, end: usize, scale: f32) -> (f32, f32) {
-    let vectors = begin / LANES..end.div_ceil(LANES);
+pub(super) unsafe fn softmax<S: Simd>(scores: &Scores<'_>, sums: &mut [(f32, f32)]) {
+    let rows = || scores.ranges.iter().enumerate().map(|(row, range)| (row * SCORE_STRIDE, *range));
     // SAFETY: a row of scores holds a whole split.
     unsafe {
-        let (factor, lowest) = (S::splat(scale), S::splat(f32::NEG_INFINITY));
-        let mut most = lowest;
-        for index in vectors.clone() {
-            let at = scores.add(index * LANES);
-            let score = S::select(lanes(index, begin, end), S::mul(S::load(at), factor), lowest);
-            S::store(at, score);
-            most = S::max(most, score);
+        for (((at, range), factor), (max, _)) in rows().zip(scores.factors).zip(&mut *sums) {
+            let (factor, lowest) = (S::splat(*factor), S::splat(f32::NEG_INFINITY));
+            let mut most = lowest;
+            each_vector(range, |place, mask| {
+                let at = scores.at.add(at + place);
+                let mut score = S::mul(S::load(at), factor);
+                if let Some(mask) = mask {
+                    score = S::select(mask, score, lowest);
+                }
+                S::store(at, score);
+                most = S::max(most, score);
+            });
+            *max = S::maximum(most);
         }
-        let max = S::maximum(most);
-        let shift = S::splat(max);
-        let mut sums = S::splat(0.0);
-        for index in vectors {
-            let at = scores.add(index * LANES);
-            let p = S::exp(S::sub(S::load(at), shift));
-            let p = S::select(lanes(index, begin, end), p, S::splat(0.0));
-            S::store(at, p);
-            sums = S::add(sums, p);
+        for ((at, range), (max, sum)) in rows().zip(sums) {
+            let (shift, mut total) = (S::splat(*max), S::splat(0.0));
+            each_vector(range, |place, mask| {
+                let at = scores.at.add(at + place);
+                let mut p = S::exp(S::sub(S::load(at), shift));
+                if let Some(mask) = mask {
+                    p = S::select(mask, p, S::splat(0.0));
+                }
+                S::store(at, p);
+                total = S::add(total, p);
+            });
+            *sum = S::sum(total);
         }
-        (max, S::sum(sums))
     }
+}
+
+/// Call `work` with the place of every vector that holds some of `begin..end`, ascending, and the bits of its lanes in
+/// there unless all are.
+#[inline(always)]
+fn each_vector((begin, end): (usize, usize), mut work: impl FnMut(usize, Option<u16>)) {
+    let (mut first, last) = (begin / LANES, end / LANES);
+    if !begin.is_multiple_of(LANES) && first < last {
+        work(first * LANES, Some(lanes(first, begin, end)));
+        first += 1;
+    }
+    for vector in first..last {
+        work(vector * LANES, None);
+    }
+    if !end.is_multiple_of(LANES) {
+        work(last * LANES, Some(lanes(last, begin, end)));
+    }
+}
+
+/// Factors of the running and of the added result when maxima `m` and `m_split` meet, and the new maximum, as
+/// [`rescale`](super::scalar::rescale).
+#[inline(always)]
+pub(super) unsafe fn rescale<S: Simd>(m: f32, m_split: f32) -> (f32, f32, f32) {
+    let top = if m_split > m { m_split } else { m };
+    // SAFETY: the level is the caller's duty.
+    unsafe { (S::first(S::exp(S::splat(m - top))), S::first(S::exp(S::splat(m_split - top))), top) }
 }
 
 /// `run = run * keep + part * add` over `count` vectors.

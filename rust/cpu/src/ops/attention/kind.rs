@@ -1,7 +1,6 @@
 //! How the bytes of a cache become results: floats of some type, or integer codes.
 
 use std::marker::PhantomData;
-use std::ptr::null;
 
 use super::codes::{self, PackedQueries};
 use super::integers::{self, Integers};
@@ -9,8 +8,9 @@ use super::kernels::SCORE_STRIDE;
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
 use super::scratch::{Own, padded};
-use super::simd::{Element, LANES, Panel, Simd};
-use super::tile::{AHEAD_BYTES, Keys, PIECES, Tile, attend, locate, pack_queries, seen, with_rows};
+use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
+use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax, with_rows};
+use super::windows::{Ahead, LINE};
 
 /// What the two forms of a call need to know about the elements of a cache.
 ///
@@ -20,9 +20,6 @@ use super::tile::{AHEAD_BYTES, Keys, PIECES, Tile, attend, locate, pack_queries,
 pub(super) trait Kind: 'static {
     /// Instructions on floats.
     type Level: Simd;
-
-    /// Groups of keys between a read and its prefetch.
-    fn ahead(keys: &Keys, head_dim: usize) -> usize;
 
     /// Copy `rows` queries from `first` on to `to`, at most `rows * padded(head_dim)` elements.
     unsafe fn pack(
@@ -50,9 +47,6 @@ pub(super) struct Floats<S, E>(PhantomData<(S, E)>);
 impl<S: Simd, E: Element> Kind for Floats<S, E> {
     type Level = S;
 
-    fn ahead(keys: &Keys, head_dim: usize) -> usize {
-        keys.ahead::<E>(head_dim)
-    }
     unsafe fn pack(
         problem: &Problem<'_>,
         sequence: &Sequence,
@@ -84,9 +78,6 @@ pub(super) struct Codes<I>(PhantomData<I>);
 impl<I: Integers> Kind for Codes<I> {
     type Level = I::Float;
 
-    fn ahead(keys: &Keys, head_dim: usize) -> usize {
-        (AHEAD_BYTES / (keys.len * codes::token_bytes(head_dim))).clamp(1, PIECES)
-    }
     unsafe fn pack(
         problem: &Problem<'_>,
         sequence: &Sequence,
@@ -105,14 +96,14 @@ impl<I: Integers> Kind for Codes<I> {
     }
     unsafe fn attend(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<I>(problem.head_dim(), Self::ahead(keys, problem.head_dim()), keys, tile) }
+        unsafe { attend_codes::<I>(problem.head_dim(), true, keys, tile) }
     }
     unsafe fn prepare(_: &Problem<'_>, _: &Own, cached: Keys, _: (usize, usize)) -> Keys {
         cached
     }
     unsafe fn attend_prepared(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<I>(problem.head_dim(), 0, keys, tile) }
+        unsafe { attend_codes::<I>(problem.head_dim(), false, keys, tile) }
     }
 }
 
@@ -121,24 +112,16 @@ fn head_bytes(keys: &Keys) -> usize {
     size_of::<f32>() * keys.len
 }
 
-/// `offset` bytes into piece `index`, or null where there is none.
-fn piece_ahead<S: Simd>(keys: &Keys, index: usize, offset: usize) -> *const u8 {
-    let at = keys.at[index];
-    if at.is_null() {
-        return null();
+/// Prefetch the scales of piece `index`.
+fn prefetch_scales<S: Simd>(keys: &Keys, index: usize) {
+    for line in (0..head_bytes(keys)).step_by(LINE) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { S::prefetch(keys.at[index].wrapping_add(line)) };
     }
-    // The scales of the piece, once.
-    if offset == head_bytes(keys) {
-        for line in (0..offset).step_by(64) {
-            // SAFETY: a hint, valid for any address.
-            unsafe { S::prefetch(at.wrapping_add(line)) };
-        }
-    }
-    at.wrapping_add(offset)
 }
 
-/// One tile against one split of codes; `ahead` pieces are prefetched, none when 0.
-unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: usize, keys: &Keys, tile: &mut Tile) {
+/// One tile against one split of codes; `ahead` says whether to prefetch what follows.
+unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
@@ -146,11 +129,12 @@ unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: usize, keys: &Keys, 
     // SAFETY: the caller's duty.
     unsafe {
         scores::<I>(head_dim, ahead, keys, tile, packed, (begin, end));
-        let mut steps = [0f32; super::simd::MAX_TILE_ROWS];
+        let (mut factors, mut steps) = ([0f32; MAX_TILE_ROWS], [0f32; MAX_TILE_ROWS]);
+        packed.factors.copy_to_nonoverlapping(factors.as_mut_ptr(), tile.rows);
+        softmax::<I::Float>(keys, tile, rows.clone(), &factors);
         for row in rows.clone() {
             let scores = tile.scores.add(row * SCORE_STRIDE);
             let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
-            tile.sums[row] = I::Float::softmax(scores, range.0, range.1, *packed.factors.add(row));
             let most = weigh::<I>(keys, scores, tile.ranges[row]);
             let (factor, step) =
                 if most > codes::NOTHING { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
@@ -164,39 +148,56 @@ unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: usize, keys: &Keys, 
     }
 }
 
-/// Scores of all rows of a tile against keys `begin..end`, in whole groups.
+/// Scores of all rows of a tile against keys `begin..end`, in whole groups, of several pieces at once where the
+/// accumulators allow.
 unsafe fn scores<I: Integers>(
     head_dim: usize,
-    ahead: usize,
+    ahead: bool,
     keys: &Keys,
     tile: &Tile,
     packed: PackedQueries,
     (begin, end): (usize, usize),
 ) {
-    let group = keys.vectors * LANES;
+    let (vectors, most) = I::Float::side_by_side(tile.rows, keys.vectors);
+    let group = vectors * LANES;
     let mut position = begin - (begin - keys.first) % group;
     while position < end {
-        let (piece, offset) = ((position - keys.first) / keys.len, (position - keys.first) % keys.len);
-        let inside = head_bytes(keys) + 4 * offset;
-        let args = integers::QkArgs {
-            q: packed.words,
-            starts: packed.starts,
-            steps: codes::padded(head_dim) / 4,
-            keys: keys.at[piece].wrapping_add(inside),
-            stride: 4 * keys.len,
-            scales: keys.at[piece].wrapping_add(4 * offset).cast(),
-            ahead: if ahead > 0 { piece_ahead::<I::Float>(keys, piece + ahead, inside) } else { null() },
-            scores: tile.scores.wrapping_add(position - keys.start),
+        let (piece, width) = keys.window(position, most);
+        let first = keys.first + piece * keys.len;
+        let (mut offset, after) = match width {
+            1 => (keys.piece(position).1, end.min(first + keys.len)),
+            _ => (0, first + keys.len),
         };
-        // SAFETY: the caller's duty.
-        unsafe {
-            if keys.vectors == 2 {
-                with_rows!(tile.rows, R => I::qk::<R, 2>(&args));
-            } else {
-                with_rows!(tile.rows, R => I::qk::<R, 1>(&args));
-            }
+        if ahead {
+            (0..width).for_each(|index| prefetch_scales::<I::Float>(keys, piece + index + keys.ahead));
         }
-        position += group;
+        while first + offset < after {
+            let inside = head_bytes(keys) + 4 * offset;
+            let args = integers::QkArgs {
+                q: packed.words,
+                starts: packed.starts,
+                steps: codes::padded(head_dim) / 4,
+                keys: keys.side_by_side(piece, inside),
+                stride: 4 * keys.len,
+                scales: keys.side_by_side(piece, 4 * offset),
+                ahead: ahead.then(|| keys.side_by_side(piece + keys.ahead, inside)),
+                scores: tile.scores.wrapping_add(first + offset - keys.start),
+                block: keys.len,
+            };
+            // SAFETY: the caller's duty.
+            unsafe {
+                match (width, vectors) {
+                    (1, 1) => with_rows!(tile.rows, R => I::qk::<R, 1, 1>(&args)),
+                    (1, _) => with_rows!(tile.rows, R => I::qk::<R, 2, 1>(&args)),
+                    (2, 1) => with_rows!(tile.rows, up to 6, R => I::qk::<R, 1, 2>(&args)),
+                    (2, _) => with_rows!(tile.rows, up to 6, R => I::qk::<R, 2, 2>(&args)),
+                    (_, 1) => with_rows!(tile.rows, up to 3, R => I::qk::<R, 1, 4>(&args)),
+                    _ => with_rows!(tile.rows, up to 3, R => I::qk::<R, 2, 4>(&args)),
+                }
+            }
+            offset += group;
+        }
+        position = first + width * keys.len;
     }
 }
 
@@ -219,7 +220,7 @@ unsafe fn weigh<I: Integers>(keys: &Keys, row: *mut f32, (begin, end): (usize, u
 /// Sums of all rows of a tile over the values of keys `begin..end`, in whole pairs.
 unsafe fn values<I: Integers>(
     head_dim: usize,
-    ahead: usize,
+    ahead: bool,
     keys: &Keys,
     tile: &Tile,
     (begin, end): (usize, usize),
@@ -228,35 +229,46 @@ unsafe fn values<I: Integers>(
     let mut position = begin / 2 * 2;
     let mut first = true;
     while position < end {
-        let (piece, offset) = ((position - keys.first) / keys.len, (position - keys.first) % keys.len);
+        let (piece, offset) = keys.piece(position);
         let to = end.next_multiple_of(2).min(position - offset + keys.len);
-        let (index, inside) = (keys.pieces + piece, head_bytes(keys) + offset / 2 * stride);
+        let index = keys.pieces + piece;
+        if ahead {
+            prefetch_scales::<I::Float>(keys, index + keys.ahead);
+        }
         let args = integers::PvArgs {
             p: tile.scores.cast::<i32>().wrapping_add((position - keys.start) / 2),
             count: (to - position) / 2,
-            values: keys.at[index].wrapping_add(inside),
+            values: keys.at[index].wrapping_add(head_bytes(keys) + offset / 2 * stride),
             stride,
-            ahead: if ahead > 0 { piece_ahead::<I::Float>(keys, index + ahead, inside) } else { null() },
+            ahead: None,
             out: tile.out.cast(),
             out_stride: tile.out_stride,
             first,
         };
+        let lines = |first: usize| {
+            let pairs = |ahead: Ahead| ahead.after(offset / 2);
+            ahead.then(|| pairs(keys.values_ahead(piece, stride, keys.len / 2, head_bytes(keys), first)))
+        };
         // SAFETY: the caller's duty.
-        unsafe { with_rows!(tile.rows, R => pv_rows::<I, R>(args, padded(head_dim) / LANES)) };
+        unsafe { with_rows!(tile.rows, R => pv_rows::<I, R>(args, padded(head_dim) / LANES, lines)) };
         first = false;
         position = to;
     }
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<I: Integers, const R: usize>(args: integers::PvArgs, vectors: usize) {
+unsafe fn pv_rows<I: Integers, const R: usize>(
+    args: integers::PvArgs,
+    vectors: usize,
+    ahead: impl Fn(usize) -> Option<Ahead>,
+) {
     let most = I::Float::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
         let (left, bytes) = (vectors - done, done * 2 * LANES);
         let args = integers::PvArgs {
             values: args.values.wrapping_add(bytes),
-            ahead: if args.ahead.is_null() { args.ahead } else { args.ahead.wrapping_add(bytes) },
+            ahead: ahead(bytes),
             out: args.out.wrapping_add(done * LANES),
             ..args
         };

@@ -1,5 +1,7 @@
 //! What the vector levels share: the rounds of a call, and the macro that compiles the kernels for a level.
 
+use std::cell::Cell;
+
 use super::decode;
 use super::kind::Kind;
 use super::plan::{Cursor, Round, Segment, next_round};
@@ -12,9 +14,9 @@ use crate::pool::Worker;
 macro_rules! level_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs) {
+        unsafe fn qk<E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { kernels::qk::<Self, E, R, N>(args) }
+            unsafe { kernels::qk::<Self, E, R, N, B>(args) }
         }
         #[target_feature(enable = $features)]
         unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs) {
@@ -22,9 +24,14 @@ macro_rules! level_kernels {
             unsafe { kernels::pv::<Self, E, R, N>(args) }
         }
         #[target_feature(enable = $features)]
-        unsafe fn softmax(scores: *mut f32, begin: usize, end: usize, scale: f32) -> (f32, f32) {
+        unsafe fn softmax(scores: &kernels::Scores<'_>, sums: &mut [(f32, f32)]) {
             // SAFETY: the caller's duty.
-            unsafe { kernels::softmax::<Self>(scores, begin, end, scale) }
+            unsafe { kernels::softmax::<Self>(scores, sums) }
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn rescale(m: f32, m_split: f32) -> (f32, f32, f32) {
+            // SAFETY: the caller's duty.
+            unsafe { kernels::rescale::<Self>(m, m_split) }
         }
         #[target_feature(enable = $features)]
         unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize) {
@@ -55,7 +62,7 @@ pub(super) fn run<K: Kind>(worker: &Worker<'_>, problem: &Problem<'_>, scratch: 
     let own = scratch.own(worker.index());
     // SAFETY: this worker's own memory, zeroed or filled with segments, of this length; nothing else refers to it.
     let segments = unsafe { std::slice::from_raw_parts_mut(own.segments, scratch.spec().max_seqs.max(1)) };
-    let mut cursor = Cursor::default();
+    let (mut cursor, packed) = (Cursor::default(), Cell::new(None));
     loop {
         let Round { segments: count, items, folds, last } =
             next_round(problem, scratch.slots(), &mut cursor, segments);
@@ -66,9 +73,10 @@ pub(super) fn run<K: Kind>(worker: &Worker<'_>, problem: &Problem<'_>, scratch: 
             // SAFETY: the level was checked; units are disjoint, and each runs on one worker.
             unsafe {
                 if segment.rows == 0 {
+                    packed.set(None);
                     prefill::unit::<K>(problem, &own, segment, item);
                 } else {
-                    decode::unit::<K>(problem, scratch, &own, segment, item);
+                    decode::unit::<K>(problem, scratch, &own, &packed, segment, item);
                 }
             }
         });

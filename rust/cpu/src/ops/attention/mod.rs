@@ -15,6 +15,7 @@ mod problem;
 mod scalar;
 mod scratch;
 mod simd;
+mod windows;
 
 pub use cache::{KvPool, KvType, copy_blocks, kv_store};
 pub use scratch::{AttentionScratch, AttentionScratchSpec};

@@ -7,10 +7,10 @@ use super::decode::{clip, split_keys};
 use super::kind::Kind;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
-use super::scalar::rescale;
 use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::windows::STREAMS;
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -45,7 +45,7 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
         });
         let splits = problem.keys_of(positions.0).0 / problem.split..=positions.1 / problem.split;
         for split in splits {
-            let (cached, range) = split_keys::<K::Level>(problem, &sequence, kv_head, split, positions);
+            let (cached, range) = split_keys(problem, &sequence, kv_head, split, positions);
             let keys = K::prepare(problem, own, cached, range);
             each_tile::<K::Level>(span.rows, |row, rows| {
                 one_tile::<K>(problem, own, &span, &keys, row, rows)
@@ -114,7 +114,7 @@ unsafe fn one_tile<K: Kind>(
                 }
             } else {
                 let [m, l] = sums.read();
-                let (keep, add, top) = rescale(m, m_split);
+                let (keep, add, top) = K::Level::rescale(m, m_split);
                 sums.write([top, l_split.mul_add(add, l * keep)]);
                 K::Level::scale_add(run, keep, part, add, dim / LANES);
             }
@@ -134,23 +134,27 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
 ) -> Keys {
     let (head_dim, start) = (problem.head_dim(), cached.start);
     let group = S::KEY_VECTORS * LANES;
-    let mut at = [null(); 3 * PIECES];
+    let mut at = [null(); 3 * PIECES + STREAMS];
     (at[0], at[1]) = (own.keys.cast_const().cast(), own.values.cast_const().cast());
     let keys = Keys {
         start,
         first: start,
         len: problem.split,
+        shift: usize::BITS - 1,
         pieces: 1,
         at,
+        ahead: 0,
+        streams: 1,
         vectors: S::KEY_VECTORS,
         k_step: group * head_dim,
         k_stride: group,
         v_stride: value_stride(head_dim),
     };
-    let k_shape = Widen { vectors: cached.vectors, from_stride: cached.k_stride, to_stride: group };
+    let vectors = S::KEY_VECTORS.min(cached.vectors);
+    let k_shape = Widen { vectors, from_stride: cached.k_stride, to_stride: group };
     let v_shape =
         Widen { vectors: padded(head_dim) / LANES, from_stride: cached.v_stride, to_stride: keys.v_stride };
-    let step = cached.vectors * LANES;
+    let step = vectors * LANES;
     let mut position = begin - (begin - start) % step;
     while position < end {
         let (piece, offset) =

@@ -3,6 +3,8 @@
 //! A level implements [`Simd`] with one zmm or two ymm registers; the loops in [`kernels`](super::kernels) are
 //! written once on top, so that every level performs the same operations in the same order.
 
+use super::kernels::Scores;
+use super::windows::{Ahead, STREAMS};
 use crate::isa::Isa;
 use crate::tensor::DType;
 
@@ -12,20 +14,24 @@ pub(super) const LANES: usize = 16;
 pub(super) const OVERREAD_BYTES: usize = 64;
 /// Most rows that a tile has on any level.
 pub(super) const MAX_TILE_ROWS: usize = 12;
+/// Most vectors of keys of a block that are scored together on any level.
+pub(super) const MAX_KEY_VECTORS: usize = 2;
 
-/// Arguments of [`Simd::qk`]: scores of R query rows against one group of keys.
+/// Arguments of [`Simd::qk`]: scores of R query rows against a group of keys in each of B blocks.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
     /// `[dim, R]` packed queries.
     pub(super) q: *const f32,
     pub(super) dim: usize,
-    /// First key of the group in the `[dim, k_stride]` keys.
-    pub(super) keys: *const u8,
+    /// First key of the group in the `[dim, k_stride]` keys of each block.
+    pub(super) keys: [*const u8; STREAMS],
     pub(super) k_stride: usize,
     /// What to prefetch, walked in step with `keys`.
-    pub(super) ahead: *const u8,
+    pub(super) ahead: [*const u8; STREAMS],
     /// `[R]` rows of scores, `SCORE_STRIDE` apart.
     pub(super) scores: *mut f32,
+    /// Scores from one block to the next.
+    pub(super) block: usize,
 }
 
 /// Arguments of [`Simd::pv`]: add probabilities times values to R rows of N vectors.
@@ -37,8 +43,8 @@ pub(super) struct PvArgs {
     /// First value, `v_stride` elements from one to the next.
     pub(super) values: *const u8,
     pub(super) v_stride: usize,
-    /// What to prefetch, walked in step with `values`.
-    pub(super) ahead: *const u8,
+    /// What to prefetch.
+    pub(super) ahead: Ahead,
     /// `[R]` rows to add to, `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -58,6 +64,18 @@ pub(super) trait Simd: 'static {
     const KEY_VECTORS: usize;
     /// Accumulators that fit the register file.
     const ACCUMULATORS: usize;
+
+    /// How `rows` rows are scored against keys in memory: vectors of a block, at most `vectors`, and blocks at once.
+    fn side_by_side(rows: usize, vectors: usize) -> (usize, usize) {
+        let vectors = (Self::ACCUMULATORS / rows).clamp(1, vectors);
+        let blocks = Self::ACCUMULATORS / (rows * vectors);
+        let blocks = match (rows, blocks) {
+            (..=3, 4..) => 4,
+            (..=6, 2..) => 2,
+            _ => 1,
+        };
+        (vectors, blocks)
+    }
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -79,12 +97,15 @@ pub(super) trait Simd: 'static {
     /// Lanes i and i + 8, then + 4, + 2, + 1.
     unsafe fn sum(x: Self::V) -> f32;
     unsafe fn maximum(x: Self::V) -> f32;
+    /// Lane 0.
+    unsafe fn first(x: Self::V) -> f32;
     unsafe fn prefetch(at: *const u8);
 
     // The loops of `kernels`, compiled for this level.
-    unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs);
+    unsafe fn qk<E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs);
     unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs);
-    unsafe fn softmax(scores: *mut f32, begin: usize, end: usize, scale: f32) -> (f32, f32);
+    unsafe fn softmax(scores: &Scores<'_>, sums: &mut [(f32, f32)]);
+    unsafe fn rescale(m: f32, m_split: f32) -> (f32, f32, f32);
     unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize);
     unsafe fn divide(x: *const f32, by: f32, out: &mut [f32]);
     unsafe fn widen<E: Element>(from: *const u8, to: *mut f32, rows: usize, shape: Widen);

@@ -1,16 +1,17 @@
 //! A few query rows against one split of keys and values, wherever these lie.
 
 use super::SPLIT;
-use super::kernels::SCORE_STRIDE;
+use super::kernels::{SCORE_STRIDE, Scores};
 use super::problem::{Problem, Sequence};
 use super::scratch::padded;
 use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
+use super::windows::{self, Ahead, LINE, STREAMS};
 
 /// Pieces of a split, at most.
 pub(super) const PIECES: usize = SPLIT / LANES;
-/// How far ahead of the reads to prefetch, about: less does not cover the latency of memory, more leaves the L1
-/// cache before it is used (measured on Zen 5).
-pub(super) const AHEAD_BYTES: usize = 8 << 10;
+/// How far ahead of the reads to prefetch at least: less does not cover the latency of memory (measured on Zen 5, as
+/// is that more than the pieces side by side gains nothing).
+const AHEAD_BYTES: usize = 8 << 10;
 
 /// The keys and values of one split, in pieces: blocks of the cache, or one widened panel.
 pub(super) struct Keys {
@@ -20,11 +21,17 @@ pub(super) struct Keys {
     pub(super) first: usize,
     /// Keys of a piece.
     pub(super) len: usize,
+    /// How far to shift a place to get its piece.
+    pub(super) shift: u32,
     /// Pieces filled.
     pub(super) pieces: usize,
     /// In the order they are read: the keys of each piece, the values of each, and what the next unit begins with.
-    pub(super) at: [*const u8; 3 * PIECES],
-    /// Keys that are scored together, in vectors.
+    pub(super) at: [*const u8; 3 * PIECES + STREAMS],
+    /// Pieces between a read and its prefetch.
+    pub(super) ahead: usize,
+    /// Most pieces side by side, at most `ahead`.
+    pub(super) streams: usize,
+    /// Keys that are scored together, in vectors, at most.
     pub(super) vectors: usize,
     /// Elements from one group of keys to the next.
     pub(super) k_step: usize,
@@ -35,37 +42,49 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Keys that are scored together.
-    fn group(&self) -> usize {
-        self.vectors * LANES
+    /// Pieces of `bytes` bytes between a read and its prefetch.
+    pub(super) fn distance(bytes: usize) -> usize {
+        (AHEAD_BYTES / bytes).clamp(windows::streams(), PIECES)
     }
 
-    /// Groups between a read and its prefetch.
-    pub(super) fn ahead<E: Element>(&self, head_dim: usize) -> usize {
-        (AHEAD_BYTES / (self.group() * head_dim * E::BYTES)).clamp(1, PIECES)
+    /// Piece that holds `position`, and its place there.
+    #[inline]
+    pub(super) fn piece(&self, position: usize) -> (usize, usize) {
+        let place = position - self.first;
+        let piece = place >> self.shift;
+        (piece, place - piece * self.len)
     }
 
-    /// Address of group `index` when each advances `step` elements within a piece: keys first, then values.
-    fn address<E: Element>(&self, index: usize, step: usize) -> *const u8 {
-        let groups = self.len / self.group();
-        self.at[index / groups].wrapping_add(index % groups * step * E::BYTES)
+    /// The pieces that are scored together with the one that holds `position`, when at most `most` are: the first and
+    /// how many.
+    pub(super) fn window(&self, position: usize, most: usize) -> (usize, usize) {
+        // Whole pieces must lie in the split.
+        let whole = self.first >= self.start && (self.first - self.start).is_multiple_of(self.len);
+        let most = if whole { most.min(self.streams) } else { 1 };
+        let (first, shift) = windows::window(self.piece(position).0, self.pieces, most.ilog2());
+        (first, 1 << shift)
     }
 
-    /// Address of the group of keys that begins at `position`, and of the group `ahead` later.
-    fn keys<E: Element>(&self, position: usize, ahead: usize) -> (*const u8, *const u8) {
-        let index = (position - self.first) / self.group();
-        (self.address::<E>(index, self.k_step), self.address::<E>(index + ahead, self.k_step))
+    /// `offset` bytes into each of the pieces from `first` on.
+    pub(super) fn side_by_side(&self, first: usize, offset: usize) -> [*const u8; STREAMS] {
+        std::array::from_fn(|index| self.at[first + index].wrapping_add(offset))
     }
 
-    /// Address of the value at `position`, of the one `ahead` groups later, and how many follow each without a gap.
-    fn values<E: Element>(&self, position: usize, ahead: usize) -> (*const u8, *const u8, usize) {
-        let (group, step) = (self.group(), self.group() * self.v_stride);
-        let offset = position - self.first;
-        let index = self.pieces * (self.len / group) + offset / group;
-        let inside = offset % group * self.v_stride * E::BYTES;
-        let here = if E::PREFETCH { group - offset % group } else { self.len - offset % self.len };
-        let at = self.address::<E>(index, step).wrapping_add(inside);
-        (at, self.address::<E>(index + ahead, step).wrapping_add(inside), here)
+    /// What to prefetch while reading the values of piece `piece` from byte `first` of each row on; it has `rows` rows
+    /// of `row` bytes after `head` bytes.
+    #[inline]
+    pub(super) fn values_ahead(
+        &self,
+        piece: usize,
+        row: usize,
+        rows: usize,
+        head: usize,
+        first: usize,
+    ) -> Ahead {
+        let most = (row.trailing_zeros() - LINE.ilog2().min(row.trailing_zeros())).min(self.streams.ilog2());
+        let (from, shift) = windows::window(piece, self.pieces, most);
+        let at = self.side_by_side(self.pieces + from + self.ahead, head);
+        Ahead::side_by_side(&at, shift, piece - from, rows * row, row, first)
     }
 }
 
@@ -85,15 +104,21 @@ pub(super) struct Tile {
     pub(super) sums: [(f32, f32); MAX_TILE_ROWS],
 }
 
-/// Call `$call` with the constant `$rows` equal to `$value`.
+/// Call `$call` with the constant `$rows` equal to `$value`: up to 8 or a whole tile, or at most the number named.
 macro_rules! with_rows {
     ($value:expr, $rows:ident => $call:expr) => {
-        with_rows!(@ $value, $rows => $call, 1 2 3 4 5 6 7 8)
+        with_rows!(@ $value, $rows => $call, 1 2 3 4 5 6 7 8, $crate::ops::attention::simd::MAX_TILE_ROWS)
     };
-    (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*) => {
+    ($value:expr, up to 6, $rows:ident => $call:expr) => {
+        with_rows!(@ $value, $rows => $call, 1 2 3 4 5, 6)
+    };
+    ($value:expr, up to 3, $rows:ident => $call:expr) => {
+        with_rows!(@ $value, $rows => $call, 1 2, 3)
+    };
+    (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*, $last:expr) => {
         match $value {
             $($count => { const $rows: usize = $count; $call })*
-            _ => { const $rows: usize = $crate::ops::attention::simd::MAX_TILE_ROWS; $call }
+            _ => { const $rows: usize = $last; $call }
         }
     };
 }
@@ -120,39 +145,82 @@ pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
 pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
-    let (group, ahead) = (keys.group(), keys.ahead::<E>(head_dim));
-    let mut position = begin - (begin - keys.start) % group;
-    while position < end {
-        let (at, ahead) = keys.keys::<E>(position, ahead);
-        let args = QkArgs {
-            q: tile.queries,
-            dim: head_dim,
-            keys: at,
-            k_stride: keys.k_stride,
-            ahead,
-            scores: tile.scores.wrapping_add(position - keys.start),
-        };
-        // SAFETY: the caller's duty.
-        unsafe {
-            if keys.vectors == 2 {
-                with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args));
-            } else {
-                with_rows!(tile.rows, R => S::qk::<E, R, 1>(&args));
-            }
-        }
-        position += group;
-    }
+    // SAFETY: the caller's duty.
+    unsafe { score::<S, E>(head_dim, keys, tile, (begin, end)) };
     let dim = padded(head_dim);
+    // SAFETY: the caller's duty.
+    unsafe { softmax::<S>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]) };
     for row in rows.clone() {
-        let (first, last) = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
         // SAFETY: the caller's duty.
-        unsafe {
-            tile.sums[row] = S::softmax(tile.scores.add(row * SCORE_STRIDE), first, last, scale);
-            std::slice::from_raw_parts_mut(tile.out.add(row * tile.out_stride), dim).fill(0.0);
-        }
+        unsafe { std::slice::from_raw_parts_mut(tile.out.add(row * tile.out_stride), dim).fill(0.0) };
     }
     // SAFETY: the caller's duty.
     unsafe { add_values::<S, E>(dim, keys, tile, rows) };
+}
+
+/// Softmax of a tile's rows; the scores of row r are multiplied by `factors[r]` first.
+///
+/// # Safety
+/// The processor must have the level; the rows of scores must hold a split.
+pub(super) unsafe fn softmax<S: Simd>(
+    keys: &Keys,
+    tile: &mut Tile,
+    rows: std::ops::Range<usize>,
+    factors: &[f32; MAX_TILE_ROWS],
+) {
+    let ranges = tile.ranges.map(|(begin, end)| (begin - keys.start, end - keys.start));
+    let at = tile.scores.wrapping_add(rows.start * SCORE_STRIDE);
+    let scores = Scores { at, ranges: &ranges[rows.clone()], factors: &factors[rows.clone()] };
+    // SAFETY: the caller's duty.
+    unsafe { S::softmax(&scores, &mut tile.sums[rows]) };
+}
+
+/// Scores of all rows against keys `begin..end`, in whole groups of keys, of several pieces at once where the
+/// accumulators allow.
+unsafe fn score<S: Simd, E: Element>(
+    head_dim: usize,
+    keys: &Keys,
+    tile: &Tile,
+    (begin, end): (usize, usize),
+) {
+    let (vectors, most) =
+        if E::PREFETCH { S::side_by_side(tile.rows, keys.vectors) } else { (keys.vectors, 1) };
+    let group = vectors * LANES;
+    let mut position = begin - (begin - keys.start) % group;
+    while position < end {
+        let (piece, width) = keys.window(position, most);
+        let first = keys.first + piece * keys.len;
+        let (mut offset, after) = match width {
+            1 => (keys.piece(position).1, end.min(first + keys.len)),
+            _ => (0, first + keys.len),
+        };
+        while first + offset < after {
+            let inside = if E::PREFETCH { offset } else { offset / group * keys.k_step } * E::BYTES;
+            let ahead = if E::PREFETCH { piece + keys.ahead } else { piece };
+            let args = QkArgs {
+                q: tile.queries,
+                dim: head_dim,
+                keys: keys.side_by_side(piece, inside),
+                k_stride: keys.k_stride,
+                ahead: keys.side_by_side(ahead, inside),
+                scores: tile.scores.wrapping_add(first + offset - keys.start),
+                block: keys.len,
+            };
+            // SAFETY: the caller's duty.
+            unsafe {
+                match (width, vectors) {
+                    (1, 1) => with_rows!(tile.rows, R => S::qk::<E, R, 1, 1>(&args)),
+                    (1, _) => with_rows!(tile.rows, R => S::qk::<E, R, 2, 1>(&args)),
+                    (2, 1) => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 1, 2>(&args)),
+                    (2, _) => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 2, 2>(&args)),
+                    (_, 1) => with_rows!(tile.rows, up to 3, R => S::qk::<E, R, 1, 4>(&args)),
+                    _ => with_rows!(tile.rows, up to 3, R => S::qk::<E, R, 2, 4>(&args)),
+                }
+            }
+            offset += group;
+        }
+        position = first + width * keys.len;
+    }
 }
 
 /// Keys that all rows see go through the tile; what only some see, before and after, row by row: a probability of
@@ -191,35 +259,41 @@ unsafe fn add_run<S: Simd, E: Element>(
     count: usize,
     (begin, end): (usize, usize),
 ) {
-    let ahead = keys.ahead::<E>(dim);
     let mut position = begin;
     while position < end {
-        let (values, ahead, here) = keys.values::<E>(position, ahead);
-        let here = here.min(end - position);
+        let (piece, offset) = keys.piece(position);
+        let here = (keys.len - offset).min(end - position);
         let args = PvArgs {
             p: tile.scores.wrapping_add(row * SCORE_STRIDE + position - keys.start),
             count: here,
-            values,
+            values: keys.at[keys.pieces + piece].wrapping_add(offset * keys.v_stride * E::BYTES),
             v_stride: keys.v_stride,
-            ahead,
+            ahead: Ahead::NOTHING,
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
         };
+        let ahead = |first: usize| {
+            keys.values_ahead(piece, keys.v_stride * E::BYTES, keys.len, 0, first).after(offset)
+        };
         // SAFETY: the caller's duty.
-        unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES)) };
+        unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES, ahead)) };
         position += here;
     }
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize) {
+unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(
+    args: PvArgs,
+    vectors: usize,
+    ahead: impl Fn(usize) -> Ahead,
+) {
     let most = S::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
         let (left, bytes) = (vectors - done, done * LANES * E::BYTES);
         let args = PvArgs {
             values: args.values.wrapping_add(bytes),
-            ahead: args.ahead.wrapping_add(bytes),
+            ahead: if E::PREFETCH { ahead(bytes) } else { args.ahead },
             out: args.out.wrapping_add(done * LANES),
             ..args
         };
