@@ -105,8 +105,13 @@ impl Level for Words {
         }
     }
     #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    unsafe fn prefetch<const ONCE: bool>(at: *const u8) {
+        unsafe {
+            match ONCE {
+                true => _mm_prefetch::<_MM_HINT_NTA>(at.cast()),
+                false => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+            }
+        }
     }
 }
 

@@ -127,15 +127,21 @@ impl Call<'_> {
         std::iter::once(unit).chain(partner)
     }
 
+    /// How far ahead to prefetch weights past the outer caches; None for into them.
+    fn passing(&self) -> Option<usize> {
+        Tuning::get().passing.filter(|_| self.tiles.tokens <= FEW && self.isa != Isa::Avx2)
+    }
+
     fn stream(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         let walk = Streams::new(worker, self.isa, self.weight, self.then, self.tiles.tokens);
+        let ahead = self.passing().unwrap_or(Tuning::get().ahead);
         let work = |item: usize| {
             let (mut units, mut count) = ([0; MAX_STREAMS], 0);
             for unit in walk.units(item, worker.count()) {
                 units[count] = unit;
                 count += 1;
             }
-            self.units(&units[..count], walk.units, 0, Tuning::get().ahead);
+            self.units(&units[..count], walk.units, 0, ahead);
         };
         worker.share_then(walk.items, work, at_end);
     }
@@ -184,6 +190,7 @@ impl Call<'_> {
             groups: self.weight.groups(),
             panels: [Panel::NONE; MAX_STREAMS],
             ahead,
+            once: self.passing().is_some(),
             ints: self.activations.wrapping_add(ints),
             heads: self.activations.wrapping_add(heads),
             head_stride: self.tiles.head_stride(),

@@ -49,7 +49,18 @@ pub(super) trait Level {
     unsafe fn fma(x: Self::Float, y: Self::Float, z: Self::Float) -> Self::Float;
     /// Store the first `rows` lanes at `to`, after adding the same lanes of `bias` unless it is null.
     unsafe fn store(to: *mut f32, rows: usize, bias: *const f32, x: Self::Float);
-    unsafe fn prefetch(at: *const u8);
+    /// Ask for a cache line, `ONCE` if it is read once and need not stay in any cache.
+    unsafe fn prefetch<const ONCE: bool>(at: *const u8);
+}
+
+/// Ask for a cache line of weights.
+///
+/// # Safety
+/// The processor has the level.
+#[inline(always)]
+unsafe fn prefetch<L: Level>(tile: &Tile, at: *const u8) {
+    // SAFETY: the caller's duty.
+    unsafe { if tile.once { L::prefetch::<true>(at) } else { L::prefetch::<false>(at) } }
 }
 
 /// Byte offsets in every panel of a tile.
@@ -85,7 +96,7 @@ pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R
             if tile.ahead > 0 {
                 for line in (0..header).step_by(64) {
                     for panel in &tile.panels[..S] {
-                        L::prefetch(panel.weights.wrapping_add(block + line + tile.ahead));
+                        prefetch::<L>(tile, panel.weights.wrapping_add(block + line + tile.ahead));
                     }
                 }
             }
@@ -160,8 +171,8 @@ unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, cons
                 if tile.ahead > 0 {
                     for panel in &tile.panels[..S] {
                         let ahead = panel.weights.wrapping_add(at.codes + tile.ahead);
-                        L::prefetch(ahead);
-                        L::prefetch(ahead.wrapping_add(64));
+                        prefetch::<L>(tile, ahead);
+                        prefetch::<L>(tile, ahead.wrapping_add(64));
                     }
                 }
                 let mut codes = [[L::codes::<BITS>(L::splat(0)); R]; S];

@@ -17,6 +17,8 @@ pub(super) struct Tile {
     pub(super) panels: [Panel; MAX_STREAMS],
     /// How far ahead to prefetch weights, 0 when they lie in the cache.
     pub(super) ahead: usize,
+    /// Whether what is prefetched is read once, and should pass the outer caches by.
+    pub(super) once: bool,
     /// The tile's integers, see [`activations`](super::activations).
     pub(super) ints: *const u8,
     /// The tile's heads.
