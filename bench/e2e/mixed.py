@@ -1,12 +1,12 @@
 """A long prompt beside decodes: what four readers notice while a prompt of 4,000 tokens is prefilled.
 
-    python bench/e2e/mixed.py FOLDER --name NAME --out bench/results [--quantization int4] [--chunks 512 128]
+    python bench/e2e/mixed.py FOLDER --name NAME --out bench/results [--quantization int4] [--pieces 128 512]
 
 Four sequences decode, each read by a thread of its own through `LLM.stream`. When they have run for a while, a request
 with the long prompt comes in; when its first token is out, the four go on as long as before. The time between two
 tokens of a reader is counted as before, during or after by when the later one came. This is done for every
-`max_num_batched_tokens` in `--chunks` (the first is the default); the prompt also runs alone, and the four readers must
-get the tokens that they get without the prompt.
+`max_num_mixed_prefill_tokens` in `--pieces` (the first is the default); the prompt also runs alone, and the four
+readers must get the tokens that they get without the prompt.
 """
 
 from __future__ import annotations
@@ -102,11 +102,15 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def measure(folder: str, quantization: str | None, threads: int, chunk: int, repeats: int) -> dict[str, Any]:
-    """All repeats at one token budget of a step."""
+def measure(folder: str, quantization: str | None, threads: int, piece: int, repeats: int) -> dict[str, Any]:
+    """All repeats with prompt pieces of at most so many tokens beside decodes."""
     from pyrite import LLM
 
-    keywords: dict[str, Any] = {"quantization": quantization, "num_threads": threads, "max_num_batched_tokens": chunk}
+    keywords: dict[str, Any] = {
+        "quantization": quantization,
+        "num_threads": threads,
+        "max_num_mixed_prefill_tokens": piece,
+    }
     with LLM(
         folder, max_model_len=LONG_PROMPT + 64, max_num_seqs=READERS + 1, enable_prefix_caching=False, **keywords
     ) as llm:
@@ -116,13 +120,15 @@ def measure(folder: str, quantization: str | None, threads: int, chunk: int, rep
             alones.append(alone(llm, vocab, 100 + repeat))
             run = together(llm, vocab, repeat)
             told = {phase: round(statistics.median(gaps), 1) for phase, gaps in run["gaps_ms"].items()}
-            print(f"{chunk} tokens a step: prompt {run['prompt_ms']:.0f} ms, between tokens {told} ms", file=sys.stderr)
+            print(
+                f"{piece} tokens a piece: prompt {run['prompt_ms']:.0f} ms, between tokens {told} ms", file=sys.stderr
+            )
             runs.append(run)
         tokens = runs[0]["tokens"]
         assert undisturbed(llm, vocab, [len(one) for one in tokens]) == tokens, "the prompt changed the readers' tokens"
     gaps = {phase: [gap for run in runs for gap in run["gaps_ms"][phase]] for phase in PHASES}
     return {
-        "max_num_batched_tokens": chunk,
+        "max_num_mixed_prefill_tokens": piece,
         "gap_ms": {phase: spread(values) for phase, values in gaps.items()},
         "prompt_ms": [run["prompt_ms"] for run in runs],
         "prompt_alone_ms": alones,
@@ -138,11 +144,11 @@ def main() -> None:
     parser.add_argument("--quantization", default="int4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--chunks", type=int, nargs="*", default=[512, 128])
+    parser.add_argument("--pieces", type=int, nargs="*", default=[128, 512])
     arguments = parser.parse_args()
     rows = [
-        measure(arguments.folder, arguments.quantization, arguments.threads, chunk, arguments.repeats)
-        for chunk in arguments.chunks
+        measure(arguments.folder, arguments.quantization, arguments.threads, piece, arguments.repeats)
+        for piece in arguments.pieces
     ]
     result = {
         "model": arguments.name,

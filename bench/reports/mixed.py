@@ -15,14 +15,14 @@ def mixed_table(found: list[dict[str, Any]]) -> str:
     first = found[0]
     head = first["header"]
     commits = ", ".join(sorted({result["header"]["commit"] for result in found}))
-    cells = [["model", "tokens a step", "before", "during", "after", "the prompt", "the prompt alone"]]
+    cells = [["model", "prompt tokens beside decodes", "before", "during", "after", "the prompt", "the prompt alone"]]
     for result in found:
         for row in result["rows"]:
             gaps = [row["gap_ms"][phase] for phase in ("before", "during", "after")]
             cells.append(
                 [
                     f"{result['model']} {result['quantization']}",
-                    str(row["max_num_batched_tokens"]),
+                    str(row["max_num_mixed_prefill_tokens"]),
                     *(f"{gap['median']:.0f} / {gap['p95']:.0f} / {gap['max']:.0f} ms" for gap in gaps),
                     f"{statistics.median(row['prompt_ms']) / 1e3:.2f} s",
                     f"{statistics.median(row['prompt_alone_ms']) / 1e3:.2f} s",

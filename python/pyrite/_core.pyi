@@ -234,10 +234,12 @@ class Scheduler:
         max_model_len: int,
         enable_prefix_caching: bool,
         hash_key: int,
+        max_num_mixed_prefill_tokens: int | None = None,
     ) -> Scheduler:
         """A scheduler with its pools.
 
         `groups`: (window or None, number of blocks) per KV group. `hash_key` keys the prefix hashes of this engine.
+        `max_num_mixed_prefill_tokens`: most tokens of a step that do not decode when others do; None: no such limit.
         """
 
     def add(

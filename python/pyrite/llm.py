@@ -38,8 +38,8 @@ class LLM:
     Args:
         model: a folder in Hugging Face form, a Hub id, or None for the small model that ships with pyrite.
         device, dtype, quantization, kv_cache_dtype, kv_cache_memory, max_model_len, max_num_seqs,
-            max_num_batched_tokens, block_size, enable_prefix_caching, num_threads, speculative, seed, revision, strict:
-            see `pyrite.settings.EngineConfig`.
+            max_num_batched_tokens, max_num_mixed_prefill_tokens, block_size, enable_prefix_caching, num_threads,
+            speculative, seed, revision, strict: see `pyrite.settings.EngineConfig`.
 
     Raises:
         ConfigError: a bad setting, an unknown model, or a value whose feature is not built yet.
@@ -60,6 +60,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
+        max_num_mixed_prefill_tokens: int | None = None,
         block_size: int = 32,
         enable_prefix_caching: bool = True,
         num_threads: int | None = None,
@@ -77,6 +78,7 @@ class LLM:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_num_mixed_prefill_tokens=max_num_mixed_prefill_tokens,
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             num_threads=num_threads,

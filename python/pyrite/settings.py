@@ -98,6 +98,9 @@ class EngineConfig:
         max_model_len: most tokens of one sequence, prompt included. None: the model's, or what fits.
         max_num_seqs: sequences that run together, 1 to 1024.
         max_num_batched_tokens: token budget of one step, 1 to 65536.
+        max_num_mixed_prefill_tokens: most prompt tokens of a step in which other sequences decode, 1 to 65536: a long
+            prompt then holds them up for less time per token, and takes a little longer itself. None: 128 on the CPU,
+            no such limit on a GPU.
         block_size: tokens per KV block: 16, 32, 64, 128 or 256.
         enable_prefix_caching: reuse KV blocks of prompts that start alike.
         num_threads: worker threads. None: `PYRITE_NUM_THREADS`, or the physical cores this process may use.
@@ -118,6 +121,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
+    max_num_mixed_prefill_tokens: int | None = None
     block_size: int = 32
     enable_prefix_caching: bool = True
     num_threads: int | None = None
@@ -140,6 +144,13 @@ class EngineConfig:
         _check_int("max_model_len", self.max_model_len, 1, _INT31, optional=True)
         _check_int("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
         _check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, MAX_NUM_BATCHED_TOKENS)
+        _check_int(
+            "max_num_mixed_prefill_tokens",
+            self.max_num_mixed_prefill_tokens,
+            1,
+            MAX_NUM_BATCHED_TOKENS,
+            optional=True,
+        )
         _check_int("block_size", self.block_size, 16, 256)
         if self.block_size % 16 or 256 % self.block_size:
             raise ConfigError(

@@ -18,6 +18,7 @@ BAD = [
     *(("max_model_len", v) for v in (0, -1, 2**31, 1.0, "8k", True)),
     *(("max_num_seqs", v) for v in (0, -1, 1025, 2.0, None, True)),
     *(("max_num_batched_tokens", v) for v in (0, 65537, None, "512")),
+    *(("max_num_mixed_prefill_tokens", v) for v in (0, 65537, True, "128")),
     *(("block_size", v) for v in (0, 1, 8, 15, 24, 48, 512, None, 16.0)),
     *(("enable_prefix_caching", v) for v in (1, None, "yes")),
     *(("num_threads", v) for v in (0, -1, 1025, 1.0, True)),

@@ -83,7 +83,7 @@ def test_committed_results_make_tables(everything: bool) -> None:
 
 def test_decodes_beside_a_prompt() -> None:
     gap = {"median": 1.0, "p95": 2.0, "max": 3.0, "count": 4}
-    row = {"max_num_batched_tokens": 512, "gap_ms": dict.fromkeys(("before", "during", "after"), gap)}
+    row = {"max_num_mixed_prefill_tokens": 512, "gap_ms": dict.fromkeys(("before", "during", "after"), gap)}
     row |= {"prompt_ms": [2000.0], "prompt_alone_ms": [1000.0]}
     made = {
         "model": "tiny",

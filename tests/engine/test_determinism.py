@@ -100,6 +100,7 @@ def test_nothing_around_a_request_changes_it(model: str) -> None:
     variants: dict[str, dict[str, Any]] = {
         "budget-16": {"max_num_batched_tokens": 16},
         "budget-61": {"max_num_batched_tokens": 61},
+        "mixed-5": {"max_num_mixed_prefill_tokens": 5},
         "budget-512": {"max_num_batched_tokens": 512},
         "block-16": {"block_size": 16},
         "block-32": {"block_size": 32, "max_num_batched_tokens": 61},

@@ -103,7 +103,7 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     #[new]
     #[pyo3(signature = (*, groups, block_size, max_num_seqs, max_num_batched_tokens, max_logit_rows, max_model_len,
-        enable_prefix_caching, hash_key))]
+        enable_prefix_caching, hash_key, max_num_mixed_prefill_tokens = None))]
     fn new(
         groups: Vec<(Option<u32>, u32)>,
         block_size: u32,
@@ -113,6 +113,7 @@ impl Scheduler {
         max_model_len: u32,
         enable_prefix_caching: bool,
         hash_key: u64,
+        max_num_mixed_prefill_tokens: Option<u32>,
     ) -> PyResult<Self> {
         let groups =
             groups.into_iter().map(|(window, num_blocks)| core::GroupConfig { window, num_blocks }).collect();
@@ -121,6 +122,7 @@ impl Scheduler {
             block_size,
             max_num_seqs,
             max_num_batched_tokens,
+            max_num_mixed_prefill_tokens: max_num_mixed_prefill_tokens.unwrap_or(max_num_batched_tokens),
             max_logit_rows,
             max_model_len,
             enable_prefix_caching,

@@ -15,6 +15,9 @@ pub struct SchedulerConfig {
     pub max_num_seqs: u32,
     /// Most tokens of a step.
     pub max_num_batched_tokens: u32,
+    /// Most tokens of a step that do not decode, when others do: a long prompt is then cut into shorter pieces, so that
+    /// the decodes beside it wait less.
+    pub max_num_mixed_prefill_tokens: u32,
     /// Most logits rows of a step.
     pub max_logit_rows: u32,
     /// Most tokens of a sequence, prompt and output.
@@ -31,6 +34,7 @@ impl SchedulerConfig {
         let least = [
             ("max_num_seqs", self.max_num_seqs, 1),
             ("max_num_batched_tokens", self.max_num_batched_tokens, 1),
+            ("max_num_mixed_prefill_tokens", self.max_num_mixed_prefill_tokens, 1),
             ("max_logit_rows", self.max_logit_rows, 1),
             ("max_model_len", self.max_model_len, 2),
         ];

@@ -141,6 +141,9 @@ impl Scheduler {
             preempted: false,
         };
         self.pick_running(&mut draft, true)?;
+        if !draft.picks.is_empty() {
+            draft.tokens_left = draft.tokens_left.min(self.config.max_num_mixed_prefill_tokens);
+        }
         self.pick_running(&mut draft, false)?;
         if !draft.preempted {
             self.admit(&mut draft)?;

@@ -10,6 +10,7 @@ fn config() -> SchedulerConfig {
         block_size: 4,
         max_num_seqs: 4,
         max_num_batched_tokens: 16,
+        max_num_mixed_prefill_tokens: 16,
         max_logit_rows: 16,
         max_model_len: 64,
         enable_prefix_caching: true,
@@ -66,6 +67,7 @@ fn settings_out_of_range_are_refused() {
     for message in [
         field(|config| config.max_num_seqs = 0),
         field(|config| config.max_num_batched_tokens = 0),
+        field(|config| config.max_num_mixed_prefill_tokens = 0),
         field(|config| config.max_logit_rows = u32::MAX),
         field(|config| config.max_model_len = 1),
         field(|config| config.block_size = 0),
@@ -131,6 +133,23 @@ fn decodes_go_first_then_prefills_then_admissions_within_the_budget() {
     assert_eq!(step(&mut scheduler), [(1, 1), (2, 1), (3, 1)]);
     let stats = scheduler.stats();
     assert_eq!((stats.steps, stats.decode_steps, stats.decode_tokens, stats.prefill_tokens), (4, 3, 6, 19));
+}
+
+#[test]
+fn prompts_come_in_smaller_pieces_while_others_decode() {
+    let mut scheduler = scheduler(|config| {
+        config.max_num_batched_tokens = 12;
+        config.max_num_mixed_prefill_tokens = 4;
+    });
+    scheduler.add(new(1, 3, 4)).unwrap();
+    scheduler.add(new(2, 20, 2)).unwrap();
+    scheduler.add(new(3, 7, 2)).unwrap();
+    assert_eq!(step(&mut scheduler), [(1, 3), (2, 9)]);
+    assert_eq!(step(&mut scheduler), [(1, 1), (2, 4)]);
+    assert_eq!(step(&mut scheduler), [(1, 1), (2, 4)]);
+    assert_eq!(step(&mut scheduler), [(1, 1), (2, 3), (3, 1)]);
+    assert_eq!(step(&mut scheduler), [(2, 1), (3, 4)]);
+    assert_eq!(step(&mut scheduler), [(3, 2)]);
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn life() -> impl Strategy<Value = Life> {
     let groups = prop::collection::vec((prop::option::of(1..10u32), 6..28u32), 1..4);
-    let limits = (1..5u32, 2..7u32, 1..20u32, 1..10u32, 8..48u32);
+    let limits = (1..5u32, 2..7u32, (1..20u32, 1..20u32), 1..10u32, 8..48u32);
     let event = prop_oneof![
         10 => Just(Event::Plain),
         1 => Just(Event::GiveUp),
@@ -77,7 +77,8 @@ fn life() -> impl Strategy<Value = Life> {
     let lives = (groups, limits, prop::bool::weighted(0.8), any::<u64>());
     (lives, prop::collection::vec(request(), 1..12), prop::collection::vec(event, 1..40)).prop_map(
         |((groups, limits, enable_prefix_caching, hash_key), mut requests, events)| {
-            let (block_size, max_num_seqs, max_num_batched_tokens, max_logit_rows, max_model_len) = limits;
+            let (block_size, max_num_seqs, budgets, max_logit_rows, max_model_len) = limits;
+            let (max_num_batched_tokens, max_num_mixed_prefill_tokens) = budgets;
             let groups =
                 groups.into_iter().map(|(window, num_blocks)| GroupConfig { window, num_blocks }).collect();
             let config = SchedulerConfig {
@@ -85,6 +86,7 @@ fn life() -> impl Strategy<Value = Life> {
                 block_size,
                 max_num_seqs,
                 max_num_batched_tokens,
+                max_num_mixed_prefill_tokens,
                 max_logit_rows,
                 max_model_len,
                 enable_prefix_caching,

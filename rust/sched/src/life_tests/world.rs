@@ -117,7 +117,7 @@ impl World<'_> {
             plan.seqs.iter().any(|part| part.id == *oldest),
             "S3: the oldest, {oldest}, does not progress"
         );
-        let mut order = Vec::new();
+        let (mut order, mut decodes, mut others) = (Vec::new(), false, 0);
         for (index, part) in plan.seqs.iter().enumerate() {
             let live = &self.live[&part.id];
             let (first, end) = (plan.cu_seqlens_q[index] as usize, plan.cu_seqlens_q[index + 1] as usize);
@@ -133,6 +133,8 @@ impl World<'_> {
             let seen = self.seen.contains(&(part.id, part.epoch));
             let class = if !seen { 2 } else { i32::from(before + 1 < live.tokens.len()) };
             order.push((class, part.id));
+            decodes |= class == 0;
+            others += if class == 0 { 0 } else { end - first };
             let rows = part.first_row as usize..(part.first_row + part.num_rows) as usize;
             let rows: Vec<i32> =
                 plan.logit_rows[rows].iter().map(|&row| plan.positions[row as usize]).collect();
@@ -155,6 +157,8 @@ impl World<'_> {
                 );
             }
         }
+        let most = self.config.max_num_mixed_prefill_tokens as usize;
+        ensure!(!decodes || others <= most, "{others} prompt tokens beside decodes");
         Ok(())
     }
 
