@@ -255,6 +255,7 @@ fn all_forms_levels_and_worker_counts_agree() {
             (32, 512, 12),
             (33, 256, 5),
             (333, 384, 64),
+            (70, 384, 150),
             (70, 640, 7),
             (321, 1536, 1),
         ] {
@@ -306,7 +307,7 @@ fn what_rides_along_changes_no_bit() {
         let (weight, factors, bias) = (matrix.pack(), numbers(1, cols), numbers(2, rows));
         let norm = Norm { weight: Some(&factors), eps: 1e-6, weight_offset: 1.0, scale: 1.0 };
         for (tokens, then) in
-            [1, 2, 7, 40].into_iter().flat_map(|t| [Then::Store, Then::Add, Then::Glu].map(|n| (t, n)))
+            [1, 2, 7, 40, 133].into_iter().flat_map(|t| [Then::Store, Then::Add, Then::Glu].map(|n| (t, n)))
         {
             if then == Then::Glu && !QuantizedMatrix::has_whole_halves(rows) {
                 continue;
@@ -571,7 +572,7 @@ proptest! {
     fn awkward_shapes(
         rows in prop::sample::select(vec![1usize, 31, 33, 65, 130, 333]),
         groups in 1usize..7,
-        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 13, 40]),
+        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 8, 13, 16, 40, 129]),
         format in prop::sample::select(formats()),
         bias: bool,
         seed in 0u64..1000,

@@ -54,8 +54,12 @@ unsafe fn one_plus_exp_minus<L: Lanes>(z: L) -> L {
     unsafe { L::splat(1.0).add(L::splat(0.0).sub(z).exp()) }
 }
 
+/// [`glu`] at the level of `L`.
+///
+/// # Safety
+/// That of the lanes.
 #[inline(always)]
-unsafe fn glu_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub(in crate::ops) unsafe fn glu_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len());
     let whole = gate.len() - gate.len() % LANES;
     let tail = gate.len() - whole;
@@ -79,8 +83,12 @@ unsafe fn gate_lanes<L: Lanes>(x: &mut [f32], gate: &[f32]) {
     unsafe { in_place::<L>(x, Some(gate), |x, g| x.div(one_plus_exp_minus(g))) }
 }
 
+/// [`add`] at the level of `L`.
+///
+/// # Safety
+/// That of the lanes.
 #[inline(always)]
-unsafe fn add_lanes<L: Lanes>(x: &mut [f32], y: &[f32]) {
+pub(in crate::ops) unsafe fn add_lanes<L: Lanes>(x: &mut [f32], y: &[f32]) {
     // SAFETY: as above.
     unsafe { in_place::<L>(x, Some(y), |x, y| x.add(y)) }
 }

@@ -32,11 +32,12 @@ use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows, RowsMut};
 
-/// Memory that [`linear`] and [`qlinear`](super::qlinear::qlinear) work in: activations in tile order, and one row of
-/// them per worker.
+/// Memory that [`linear`] and [`qlinear`](super::qlinear::qlinear) work in: activations in tile order, and per worker one
+/// row of them and some panels of weights.
 pub struct LinearScratch {
     activations: AlignedBytes,
     own: AlignedBytes,
+    panels: AlignedBytes,
     max_cols: usize,
     num_workers: usize,
 }
@@ -51,13 +52,15 @@ impl LinearScratch {
         let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
         let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
         let all_own = words.checked_mul(8).and_then(|own| own.checked_mul(num_workers)).ok_or_else(refuse)?;
+        let panels = super::qlinear::wide_bytes(max_cols).and_then(|bytes| bytes.checked_mul(num_workers));
         let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
-        Ok(Self { activations, own, max_cols: words, num_workers })
+        let panels = AlignedBytes::zeroed(panels.ok_or_else(refuse)?)?;
+        Ok(Self { activations, own, panels, max_cols: words, num_workers })
     }
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.activations.len() + self.own.len()
+        self.activations.len() + self.own.len() + self.panels.len()
     }
 
     /// Workers that it has room for.
@@ -73,6 +76,11 @@ impl LinearScratch {
     /// Most columns, rounded up to 64.
     pub(in crate::ops) fn max_cols(&self) -> usize {
         self.max_cols
+    }
+
+    /// Where one worker makes panels wide, [`wide_bytes`](super::qlinear::wide_bytes) of them.
+    pub(in crate::ops) fn panels(&self, worker: usize) -> *mut u8 {
+        self.panels.as_ptr().wrapping_add(worker * (self.panels.len() / self.num_workers))
     }
 
     /// The part of one worker: a row of f32, and where a row in another order goes, with the bytes there.

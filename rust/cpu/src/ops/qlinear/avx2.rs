@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{Level, panels};
+use super::kernel::{Level, for_format, panels};
 use super::packed::PANEL;
 use super::tile::Tile;
 
@@ -40,6 +40,10 @@ impl Level for Words {
             let signed = _mm256_xor_si256(line, _mm256_set1_epi8(-128));
             [(_mm256_abs_epi8(signed), signed); 2]
         }
+    }
+    #[inline(always)]
+    unsafe fn wide_codes(line: __m256i) -> (__m256i, __m256i) {
+        (line, line)
     }
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(sum: __m256i, codes: (__m256i, __m256i), x: __m256i) -> __m256i {
@@ -79,6 +83,10 @@ impl Level for Words {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_f32(from: *const u8) -> __m256 {
+        unsafe { _mm256_loadu_ps(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn to_float(x: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
@@ -116,17 +124,33 @@ impl Level for Words {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn whole<const BITS: usize>(tile: &Tile) {
+unsafe fn whole<const BITS: usize, const SPAN: usize, const SYM: bool>(tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe { panels::<Words, BITS, 1, { PANEL / 8 }, 1>(tile, 0) }
+    unsafe { panels::<Words, BITS, SPAN, SYM, false, 1, { PANEL / 8 }, 1>(tile, 0) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn halves<const BITS: usize, const T: usize>(tile: &Tile) {
+unsafe fn halves<const BITS: usize, const SPAN: usize, const SYM: bool, const WIDE: bool, const T: usize>(
+    tile: &Tile,
+) {
     // SAFETY: the caller's duty.
     unsafe {
-        panels::<Words, BITS, 1, 2, T>(tile, 0);
-        panels::<Words, BITS, 1, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
+        panels::<Words, BITS, SPAN, SYM, WIDE, 1, 2, T>(tile, 0);
+        panels::<Words, BITS, SPAN, SYM, WIDE, 1, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
+    }
+}
+
+unsafe fn of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(tokens: usize, tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        match tokens {
+            3 if BITS == 4 && tile.wide => halves::<BITS, SPAN, SYM, true, 3>(tile),
+            4 if BITS == 4 && tile.wide => halves::<BITS, SPAN, SYM, true, 4>(tile),
+            1 => whole::<BITS, SPAN, SYM>(tile),
+            2 => halves::<BITS, SPAN, SYM, false, 2>(tile),
+            3 => halves::<BITS, SPAN, SYM, false, 3>(tile),
+            _ => halves::<BITS, SPAN, SYM, false, 4>(tile),
+        }
     }
 }
 
@@ -136,16 +160,5 @@ unsafe fn halves<const BITS: usize, const T: usize>(tile: &Tile) {
 /// As [`super::tile::scalar`], and the processor has AVX2, FMA and F16C.
 pub(super) unsafe fn words(tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe {
-        match (tile.format.bits, tokens) {
-            (4, 1) => whole::<4>(tile),
-            (4, 2) => halves::<4, 2>(tile),
-            (4, 3) => halves::<4, 3>(tile),
-            (4, _) => halves::<4, 4>(tile),
-            (_, 1) => whole::<8>(tile),
-            (_, 2) => halves::<8, 2>(tile),
-            (_, 3) => halves::<8, 3>(tile),
-            (_, _) => halves::<8, 4>(tile),
-        }
-    }
+    unsafe { for_format!(tile.format, of_format(tokens, tile)) }
 }

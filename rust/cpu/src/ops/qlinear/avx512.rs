@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{Level, panels};
+use super::kernel::{Level, for_format, panels};
 use super::tile::Tile;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
@@ -47,6 +47,10 @@ macro_rules! shared {
         #[inline(always)]
         unsafe fn load_f16(from: *const u8) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_f32(from: *const u8) -> __m512 {
+            unsafe { _mm512_loadu_ps(from.cast()) }
         }
         #[inline(always)]
         unsafe fn to_float(x: __m512i) -> __m512 {
@@ -112,6 +116,11 @@ impl Level for Words {
     }
 
     #[inline(always)]
+    unsafe fn wide_codes(line: __m512i) -> (__m512i, __m512i) {
+        (line, line)
+    }
+
+    #[inline(always)]
     unsafe fn dot<const BITS: usize>(sum: __m512i, codes: (__m512i, __m512i), x: __m512i) -> __m512i {
         unsafe {
             if BITS == 4 {
@@ -142,6 +151,11 @@ impl Level for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn wide_codes(line: __m512i) -> __m512i {
+        line
+    }
+
+    #[inline(always)]
     unsafe fn dot<const BITS: usize>(sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
     }
@@ -162,42 +176,51 @@ pub(super) fn streams(tokens: usize) -> usize {
 }
 
 macro_rules! entry {
-    ($(#[$doc:meta])* $name:ident, $inner:ident, $level:ty, $features:literal) => {
+    ($(#[$doc:meta])* $name:ident, $inner:ident, $of_format:ident, $level:ty, $features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn $inner<const BITS: usize, const S: usize, const T: usize>(tile: &Tile) {
+        unsafe fn $inner<
+            const BITS: usize,
+            const SPAN: usize,
+            const SYM: bool,
+            const WIDE: bool,
+            const S: usize,
+            const T: usize,
+        >(
+            tile: &Tile,
+        ) {
             // SAFETY: the caller's duty.
-            unsafe { panels::<$level, BITS, S, 2, T>(tile, 0) }
+            unsafe { panels::<$level, BITS, SPAN, SYM, WIDE, S, 2, T>(tile, 0) }
+        }
+
+        unsafe fn $of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(
+            streams: usize,
+            tokens: usize,
+            tile: &Tile,
+        ) {
+            // SAFETY: the caller's duty.
+            unsafe {
+                match (streams, tokens) {
+                    (_, 6) if BITS == 4 && <$level>::NARROW && tile.wide => $inner::<BITS, SPAN, SYM, true, 1, 6>(tile),
+                    (_, 5) if BITS == 4 && <$level>::NARROW && tile.wide => $inner::<BITS, SPAN, SYM, true, 1, 5>(tile),
+                    (4, _) => $inner::<BITS, SPAN, SYM, false, 4, 1>(tile),
+                    (2, 1) => $inner::<BITS, SPAN, SYM, false, 2, 1>(tile),
+                    (2, _) => $inner::<BITS, SPAN, SYM, false, 2, 2>(tile),
+                    (_, 1) => $inner::<BITS, SPAN, SYM, false, 1, 1>(tile),
+                    (_, 2) => $inner::<BITS, SPAN, SYM, false, 1, 2>(tile),
+                    (_, 3) => $inner::<BITS, SPAN, SYM, false, 1, 3>(tile),
+                    (_, 4) => $inner::<BITS, SPAN, SYM, false, 1, 4>(tile),
+                    (_, 5) => $inner::<BITS, SPAN, SYM, false, 1, 5>(tile),
+                    (_, 6) => $inner::<BITS, SPAN, SYM, false, 1, 6>(tile),
+                    (_, 7) => $inner::<BITS, SPAN, SYM, false, 1, 7>(tile),
+                    (_, _) => $inner::<BITS, SPAN, SYM, false, 1, 8>(tile),
+                }
+            }
         }
 
         $(#[$doc])*
         pub(super) unsafe fn $name(streams: usize, tokens: usize, tile: &Tile) {
             // SAFETY: the caller's duty.
-            unsafe {
-                match (tile.format.bits, streams, tokens) {
-                    (4, 4, _) => $inner::<4, 4, 1>(tile),
-                    (4, 2, 1) => $inner::<4, 2, 1>(tile),
-                    (4, 2, _) => $inner::<4, 2, 2>(tile),
-                    (4, _, 1) => $inner::<4, 1, 1>(tile),
-                    (4, _, 2) => $inner::<4, 1, 2>(tile),
-                    (4, _, 3) => $inner::<4, 1, 3>(tile),
-                    (4, _, 4) => $inner::<4, 1, 4>(tile),
-                    (4, _, 5) => $inner::<4, 1, 5>(tile),
-                    (4, _, 6) => $inner::<4, 1, 6>(tile),
-                    (4, _, 7) => $inner::<4, 1, 7>(tile),
-                    (4, _, _) => $inner::<4, 1, 8>(tile),
-                    (_, 4, _) => $inner::<8, 4, 1>(tile),
-                    (_, 2, 1) => $inner::<8, 2, 1>(tile),
-                    (_, 2, _) => $inner::<8, 2, 2>(tile),
-                    (_, _, 1) => $inner::<8, 1, 1>(tile),
-                    (_, _, 2) => $inner::<8, 1, 2>(tile),
-                    (_, _, 3) => $inner::<8, 1, 3>(tile),
-                    (_, _, 4) => $inner::<8, 1, 4>(tile),
-                    (_, _, 5) => $inner::<8, 1, 5>(tile),
-                    (_, _, 6) => $inner::<8, 1, 6>(tile),
-                    (_, _, 7) => $inner::<8, 1, 7>(tile),
-                    (_, _, _) => $inner::<8, 1, 8>(tile),
-                }
-            }
+            unsafe { for_format!(tile.format, $of_format(streams, tokens, tile)) }
         }
     };
 }
@@ -207,12 +230,12 @@ entry!(
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL and DQ.
-    words, words_panels, Words, "avx512f,avx512bw,avx512vl,avx512dq"
+    words, words_panels, words_of_format, Words, "avx512f,avx512bw,avx512vl,avx512dq"
 );
 entry!(
     /// At most 8 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.
-    vnni, vnni_panels, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+    vnni, vnni_panels, vnni_of_format, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );

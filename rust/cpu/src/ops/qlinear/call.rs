@@ -7,8 +7,10 @@ use super::activations::{MAX_TILE, Tiles};
 use super::packed::{PANEL, QuantizedMatrix};
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::Tuning;
+use super::wide::{prefetch, wide_panel_bytes, widen};
 use crate::isa::Isa;
-use crate::ops::elementwise::{add, glu};
+use crate::ops::elementwise::{add_lanes, glu_lanes};
+use crate::ops::lanes::{Lanes, at_every_level};
 use crate::pool::Worker;
 use crate::tensor::RowsMut;
 
@@ -16,10 +18,18 @@ use crate::tensor::RowsMut;
 const ITEM_BYTES: usize = 64 << 10;
 /// Work items per worker that are wanted.
 const ITEMS_PER_WORKER: usize = 4;
+/// The same for [`MANY`] rows, where reading a panel once more costs nothing and the last item is what others wait for.
+const MANY_ITEMS_PER_WORKER: usize = 16;
 /// Bytes of each of a worker's streams that it asks for before it waits for the others.
 const START: usize = 16 << 10;
 /// Most rows of x that stream the weights.
 const FEW: usize = 2;
+/// Fewest rows of x that count as many: for them it pays to make panels of 4-bit codes wide.
+const MANY: usize = 128;
+/// Bytes of wide panels that every tile meets while they lie in the second cache, unless two panels have more.
+pub(super) const WIDE_BYTES: usize = 256 << 10;
+/// Fewest tokens of a tile that meets wide panels: what tiles of many rows have.
+const WIDE_TILE: usize = 3;
 
 /// What all items of one call share.
 pub(super) struct Call<'a> {
@@ -30,6 +40,16 @@ pub(super) struct Call<'a> {
     pub(super) out: RowsMut<'a>,
     pub(super) tiles: Tiles,
     pub(super) activations: *const u8,
+    /// Where this worker makes panels wide, [`super::wide_bytes`].
+    pub(super) wide: *mut u8,
+}
+
+/// Where the panels of some units are read.
+enum Source {
+    /// In the matrix, prefetched so many bytes ahead.
+    Packed { ahead: usize },
+    /// Made wide, one after another.
+    Wide { from: *const u8, panel_bytes: usize },
 }
 
 /// How few rows of x walk the weights: a worker's units lie in `streams` equal ranges that it walks side by side.
@@ -77,6 +97,12 @@ fn streams(isa: Isa, tokens: usize) -> usize {
     }
 }
 
+/// Whether a level is quicker with wide panels: those without VPDPBUSD, for which taking codes apart is a third of the
+/// work. With it, wide panels save what their making costs at 512 rows.
+fn likes_wide(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx2 | Isa::Avx512)
+}
+
 /// See [`super::prefetch_start`].
 pub(super) fn prefetch_start(
     worker: &Worker<'_>,
@@ -100,22 +126,12 @@ pub(super) fn prefetch_start(
     }
 }
 
-/// Ask for the cache lines of `bytes` bytes.
-fn prefetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes);
-}
-
 impl Call<'_> {
     pub(super) fn run(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         if self.tiles.tokens <= FEW && self.tiles.count == 1 {
             self.stream(worker, at_end);
+        } else if self.tiles.tokens >= MANY && self.weight.format().bits == 4 && likes_wide(self.isa) {
+            self.widen_and_tile(worker, at_end);
         } else {
             self.tile_by_tile(worker, at_end);
         }
@@ -141,7 +157,7 @@ impl Call<'_> {
                 units[count] = unit;
                 count += 1;
             }
-            self.units(&units[..count], walk.units, 0, ahead);
+            self.units(&units[..count], walk.units, 0, &Source::Packed { ahead });
         };
         worker.share_then(walk.items, work, at_end);
     }
@@ -153,6 +169,7 @@ impl Call<'_> {
         let whole = ITEM_BYTES.div_ceil(panels_per_unit * self.weight.panel_bytes() * self.tiles.count);
         let group = if worker.count() == 1 { 1 } else { whole.min(units / wanted).max(1) };
         let groups = units.div_ceil(group);
+        let wanted = if self.tiles.tokens < MANY { wanted } else { MANY_ITEMS_PER_WORKER * worker.count() };
         let parts = if worker.count() == 1 { 1 } else { wanted.div_ceil(groups).clamp(1, self.tiles.count) };
         let work = |item: usize| {
             let (first, part) = (item / parts * group, item % parts);
@@ -165,15 +182,45 @@ impl Call<'_> {
                         _ if tile + 1 == tiles.end => self.weight.panel_bytes(),
                         _ => 0,
                     };
-                    self.units(&[unit], units, tile, ahead);
+                    self.units(&[unit], units, tile, &Source::Packed { ahead });
                 }
             }
         };
         worker.share_then(groups * parts, work, at_end);
     }
 
+    /// Share groups of units over the workers: the panels of a group are made wide and stay in the second cache, while
+    /// every tile of tokens, in the first cache, meets them.
+    fn widen_and_tile(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
+        let (format, groups) = (self.weight.format(), self.weight.groups());
+        let panel_bytes = wide_panel_bytes(format, groups);
+        let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
+        let (units, wanted) = (self.weight.panels() / panels_per_unit, ITEMS_PER_WORKER * worker.count());
+        let at_once = (WIDE_BYTES / (panels_per_unit * panel_bytes)).min(units / wanted).max(1);
+        let (items, ahead) = (units.div_ceil(at_once), Tuning::get().ahead);
+        let parts = wanted.div_ceil(items).clamp(1, self.tiles.tokens / MANY);
+        let work = |item: usize| {
+            let (first, part) = (item / parts * at_once, item % parts);
+            let group = first..units.min(first + at_once);
+            for (slot, panel) in group.clone().flat_map(|unit| self.panels(unit, units)).enumerate() {
+                // SAFETY: a panel, and the place for as many as a group has at most.
+                unsafe {
+                    let to = self.wide.add(slot * panel_bytes);
+                    widen(self.isa, format, groups, self.weight.panel(panel), to, ahead);
+                }
+            }
+            for tile in self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts {
+                for (slot, unit) in group.clone().enumerate() {
+                    let from = self.wide.wrapping_add(slot * panels_per_unit * panel_bytes);
+                    self.units(&[unit], units, tile, &Source::Wide { from, panel_bytes });
+                }
+            }
+        };
+        worker.share_then(items * parts, work, at_end);
+    }
+
     /// Some units of `all` times one tile of tokens.
-    fn units(&self, units: &[usize], all: usize, tile: usize, ahead: usize) {
+    fn units(&self, units: &[usize], all: usize, tile: usize, source: &Source) {
         let (begin, tokens) = self.tiles.range(tile);
         let (mut panels, mut count) = ([0; 2 * MAX_STREAMS], 0);
         for panel in units.iter().flat_map(|unit| self.panels(*unit, all)) {
@@ -181,6 +228,7 @@ impl Call<'_> {
             count += 1;
         }
         let panels = &panels[..count];
+        debug_assert!(matches!(source, Source::Packed { .. }) || tokens >= WIDE_TILE, "no such kernel");
         // `[tokens][panels][32]`, for what is not stored as it is.
         let mut products = [MaybeUninit::<f32>::uninit(); 2 * MAX_TILE * PANEL];
         debug_assert!(count * tokens * PANEL <= products.len() || self.then == Then::Store);
@@ -189,11 +237,11 @@ impl Call<'_> {
             format: self.weight.format(),
             groups: self.weight.groups(),
             panels: [Panel::NONE; MAX_STREAMS],
-            ahead,
+            wide: matches!(source, Source::Wide { .. }),
+            ahead: if let Source::Packed { ahead } = source { *ahead } else { 0 },
             once: self.passing().is_some(),
             ints: self.activations.wrapping_add(ints),
             heads: self.activations.wrapping_add(heads),
-            head_stride: self.tiles.head_stride(),
             out_stride: if self.then == Then::Store { self.out.stride() } else { count * PANEL },
         };
         let at_once = streams(self.isa, tokens);
@@ -208,7 +256,11 @@ impl Call<'_> {
                     _ => products[(done + slot) * PANEL..].as_mut_ptr().cast(),
                 };
                 let bias = self.bias.map_or(std::ptr::null(), |bias| bias[row..].as_ptr());
-                let (weights, rows) = (self.weight.panel(*panel), self.weight.rows() - row);
+                let weights = match source {
+                    Source::Packed { .. } => self.weight.panel(*panel),
+                    Source::Wide { from, panel_bytes } => from.wrapping_add((done + slot) * panel_bytes),
+                };
+                let rows = self.weight.rows() - row;
                 described.panels[slot] = Panel { weights, out, rows, bias };
             }
             // SAFETY: the tile describes weights, activations and outputs that exist; this item alone has these panels'
@@ -217,33 +269,53 @@ impl Call<'_> {
             done += now;
         }
         if self.then != Then::Store {
-            // SAFETY: the kernels have just written the products of all rows that exist.
-            unsafe { self.finish(panels, begin, tokens, products.as_ptr().cast()) };
+            let (rows, products) = (self.weight.rows(), products.as_ptr().cast());
+            let what = Finish { then: self.then, panels, begin, tokens, products, rows, out: self.out };
+            finish(self.isa, &what);
         }
     }
+}
 
-    /// Bring the products of some panels, `[tokens][panels][32]`, to where they belong.
+/// Products of some panels on their way to where they belong.
+struct Finish<'a> {
+    then: Then,
+    panels: &'a [usize],
+    /// First token and number of tokens.
+    begin: usize,
+    tokens: usize,
+    /// `[tokens][panels][32]`.
+    products: *const f32,
+    /// Rows of the weight.
+    rows: usize,
+    out: RowsMut<'a>,
+}
+
+at_every_level! {
+    /// Bring them there.
     ///
-    /// # Safety
-    /// The products of all rows of the weight that exist have been written, and nobody else touches their outputs.
-    unsafe fn finish(&self, panels: &[usize], begin: usize, tokens: usize, products: *const f32) {
-        for token in 0..tokens {
-            for (slot, &panel) in panels.iter().enumerate() {
-                let (row, partner) = (panel * PANEL, slot + 1);
-                let rows = PANEL.min(self.weight.rows() - row);
-                let at = |slot: usize| products.wrapping_add((token * panels.len() + slot) * PANEL);
-                // SAFETY: the caller's duty; the products are no part of the outputs.
-                unsafe {
-                    let of = |slot: usize| std::slice::from_raw_parts(at(slot), rows);
-                    match self.then {
-                        Then::Store => {}
-                        Then::Add => add(self.isa, self.out.part(begin + token, row, rows), of(slot)),
-                        // Every second panel is of the second half.
-                        Then::Glu if slot % 2 == 1 => {}
-                        Then::Glu => {
-                            let out = self.out.part(begin + token, row, rows);
-                            glu(self.isa, of(slot), of(partner), out);
-                        }
+    /// The products of all rows of the weight that exist have been written, are no part of the outputs, and nobody else
+    /// touches these outputs.
+    fn finish(what: &Finish<'_>) = finish_lanes
+}
+
+#[inline(always)]
+unsafe fn finish_lanes<L: Lanes>(what: &Finish<'_>) {
+    for token in 0..what.tokens {
+        for (slot, &panel) in what.panels.iter().enumerate() {
+            let row = panel * PANEL;
+            let rows = PANEL.min(what.rows - row);
+            let at = |slot: usize| what.products.wrapping_add((token * what.panels.len() + slot) * PANEL);
+            // SAFETY: what `finish` asks for; the level is the caller's duty.
+            unsafe {
+                let of = |slot: usize| std::slice::from_raw_parts(at(slot), rows);
+                match what.then {
+                    Then::Store => {}
+                    Then::Add => add_lanes::<L>(what.out.part(what.begin + token, row, rows), of(slot)),
+                    // Every second panel is of the second half.
+                    Then::Glu if slot % 2 == 1 => {}
+                    Then::Glu => {
+                        let out = what.out.part(what.begin + token, row, rows);
+                        glu_lanes::<L>(of(slot), of(slot + 1), out);
                     }
                 }
             }

@@ -5,9 +5,14 @@
 use super::activations::{HEAD_BYTES, LINE};
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::Tile;
+use super::wide::{WIDE_SCALE_BYTES, wide_header_bytes};
+use crate::quant::QuantFormat;
 
 /// Steps of 4-bit codes whose products fit a sum of 16 bits: 8 times 2 times 15 * 127.
 const CHUNK_STEPS: usize = 4;
+/// Most tokens that ask for codes ahead step by step, since memory is what they wait for. More ask for those of a span at
+/// once, to keep the steps short.
+const STEP_BY_STEP: usize = 4;
 
 /// An instruction level: vectors of `WIDTH` dwords, a lane being one row of the panel.
 ///
@@ -31,6 +36,8 @@ pub(super) trait Level {
     unsafe fn splat(x: i32) -> Self::Int;
     /// Take a dword of codes per lane apart: two parts for 4 bits, else one.
     unsafe fn codes<const BITS: usize>(line: Self::Int) -> [Self::Codes; 2];
+    /// Codes of 4 bits that are bytes already.
+    unsafe fn wide_codes(line: Self::Int) -> Self::Codes;
     /// Add the products of four codes and four activations, exactly.
     unsafe fn dot<const BITS: usize>(sum: Self::Int, codes: Self::Codes, x: Self::Int) -> Self::Int;
     /// Add both halves of `narrow` to `sum`.
@@ -43,6 +50,7 @@ pub(super) trait Level {
     unsafe fn zero() -> Self::Float;
     unsafe fn splat_float(x: f32) -> Self::Float;
     unsafe fn load_f16(from: *const u8) -> Self::Float;
+    unsafe fn load_f32(from: *const u8) -> Self::Float;
     unsafe fn to_float(x: Self::Int) -> Self::Float;
     unsafe fn mul(x: Self::Float, y: Self::Float) -> Self::Float;
     /// `x * y + z`, rounded once.
@@ -71,30 +79,45 @@ struct At {
     codes: usize,
 }
 
-/// `T` tokens times `R` vectors of rows, from vector `first` on, of the tile's first `S` panels.
+/// `T` tokens times `R` vectors of rows, from vector `first` on, of the tile's first `S` panels, which are wide if `WIDE`
+/// (see [`super::wide`]), of a format whose spans are `SPAN` long and that is symmetric if `SYM`.
 ///
 /// # Safety
 /// As [`super::tile::scalar`], inlined into a function compiled for the level.
 #[inline(always)]
-pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
+pub(super) unsafe fn panels<
+    L: Level,
+    const BITS: usize,
+    const SPAN: usize,
+    const SYM: bool,
+    const WIDE: bool,
+    const S: usize,
+    const R: usize,
+    const T: usize,
+>(
     tile: &Tile,
     first: usize,
 ) {
-    let (format, row) = (tile.format, first * L::WIDTH);
-    let (spans, code_bytes) = (format.group_size / format.span(), format.group_size * PANEL * BITS / 8);
+    let row = first * L::WIDTH;
+    // Only the longest span is shared by several sizes of groups.
+    let group_size = if SPAN == LINE { tile.format.group_size } else { SPAN };
+    let format = QuantFormat { bits: BITS, group_size, symmetric: SYM };
+    let (code_bits, scale_bytes, per_block) =
+        if WIDE { (8, WIDE_SCALE_BYTES, 1) } else { (BITS, 2, GROUPS_PER_BLOCK) };
+    let (spans, code_bytes) = (group_size / SPAN, group_size * PANEL * code_bits / 8);
     let (mut ints, mut heads) = (tile.ints, tile.heads);
     // From a span to the next one: another line of the tile, or the other half of this one.
-    let mut hops = if format.span() == LINE { [T * LINE; 2] } else { [LINE / 2, T * LINE - LINE / 2] };
+    let mut hops = if SPAN == LINE { [T * LINE; 2] } else { [LINE / 2, T * LINE - LINE / 2] };
     let (mut block, mut left) = (0, tile.groups);
     // SAFETY: blocks of the panels and the tile's activations one after another, promised by the caller; a prefetch may
     // point anywhere.
     unsafe {
         let mut acc = [[[L::zero(); R]; T]; S];
         while left > 0 {
-            let here = left.min(GROUPS_PER_BLOCK);
-            let header = block_header_bytes(format, here);
+            let here = left.min(per_block);
+            let header = if WIDE { wide_header_bytes(format) } else { block_header_bytes(format, here) };
             if tile.ahead > 0 {
-                for line in (0..header).step_by(64) {
+                for line in (0..header).step_by(LINE) {
                     for panel in &tile.panels[..S] {
                         prefetch::<L>(tile, panel.weights.wrapping_add(block + line + tile.ahead));
                     }
@@ -102,20 +125,20 @@ pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R
             }
             for group in 0..here {
                 let mut at = At {
-                    scales: block + 2 * (group * PANEL + row),
-                    zeros: block + (2 * here + group) * PANEL + row,
+                    scales: block + scale_bytes * (group * PANEL + row),
+                    zeros: block + (scale_bytes * here + group) * PANEL + row,
                     codes: block + header + group * code_bytes,
                 };
                 for _ in 0..spans {
-                    let sums = span::<L, BITS, S, R, T>(tile, &mut at, row, ints, heads);
+                    let sums = span::<L, BITS, SPAN, SYM, WIDE, S, R, T>(tile, &mut at, row, ints, heads);
                     for s in 0..S {
                         let mut scales = [L::zero(); R];
                         for part in 0..R {
-                            let from = tile.panels[s].weights.add(at.scales + 2 * part * L::WIDTH);
-                            scales[part] = L::load_f16(from);
+                            let from = tile.panels[s].weights.add(at.scales + scale_bytes * part * L::WIDTH);
+                            scales[part] = if WIDE { L::load_f32(from) } else { L::load_f16(from) };
                         }
                         for token in 0..T {
-                            let x_scale = heads.add(token * tile.head_stride).cast::<f32>().read_unaligned();
+                            let x_scale = heads.add(token * HEAD_BYTES).cast::<f32>().read_unaligned();
                             let x_scale = L::splat_float(x_scale);
                             for part in 0..R {
                                 let factor = L::mul(x_scale, scales[part]);
@@ -126,7 +149,7 @@ pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R
                     }
                     ints = ints.add(hops[0]);
                     hops.swap(0, 1);
-                    heads = heads.add(HEAD_BYTES);
+                    heads = heads.add(T * HEAD_BYTES);
                 }
             }
             block += header + here * code_bytes;
@@ -151,24 +174,38 @@ pub(super) unsafe fn panels<L: Level, const BITS: usize, const S: usize, const R
 /// # Safety
 /// As [`panels`].
 #[inline(always)]
-unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
+unsafe fn span<
+    L: Level,
+    const BITS: usize,
+    const SPAN: usize,
+    const SYM: bool,
+    const WIDE: bool,
+    const S: usize,
+    const R: usize,
+    const T: usize,
+>(
     tile: &Tile,
     at: &mut At,
     row: usize,
     ints: *const u8,
     heads: *const u8,
 ) -> [[[L::Int; R]; T]; S] {
-    let steps = tile.format.span() * BITS / 32;
+    let steps = SPAN * BITS / 32;
     let narrow = L::NARROW && BITS == 4;
     let chunk_steps = if narrow { CHUNK_STEPS } else { steps };
     let mut q = ints;
     // SAFETY: the caller's duty.
     unsafe {
-        let mut sums = start::<L, BITS, S, R, T>(tile, at, heads);
+        let mut sums = start::<L, BITS, SYM, S, R, T>(tile, at, heads);
+        if T > STEP_BY_STEP && tile.ahead > 0 {
+            for line in (0..SPAN * PANEL * BITS / 8).step_by(LINE) {
+                prefetch::<L>(tile, tile.panels[0].weights.wrapping_add(at.codes + tile.ahead + line));
+            }
+        }
         for _ in 0..steps / chunk_steps {
             let mut chunk = if narrow { [[[L::splat(0); R]; T]; S] } else { sums };
             for _ in 0..chunk_steps {
-                if tile.ahead > 0 {
+                if T <= STEP_BY_STEP && tile.ahead > 0 {
                     for panel in &tile.panels[..S] {
                         let ahead = panel.weights.wrapping_add(at.codes + tile.ahead);
                         prefetch::<L>(tile, ahead);
@@ -179,7 +216,12 @@ unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, cons
                 for s in 0..S {
                     let from = tile.panels[s].weights.add(at.codes + 4 * row);
                     for part in 0..R {
-                        codes[s][part] = L::codes::<BITS>(L::load(from.add(4 * part * L::WIDTH)));
+                        let from = from.add(4 * part * L::WIDTH);
+                        codes[s][part] = if WIDE {
+                            [0, STEP_BYTES].map(|piece| L::wide_codes(L::load(from.add(piece))))
+                        } else {
+                            L::codes::<BITS>(L::load(from))
+                        };
                     }
                 }
                 for piece in 0..8 / BITS {
@@ -194,7 +236,7 @@ unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, cons
                         }
                     }
                 }
-                at.codes += STEP_BYTES;
+                at.codes += if WIDE { 8 / BITS * STEP_BYTES } else { STEP_BYTES };
                 q = q.add(32 / BITS);
             }
             for s in 0..S {
@@ -216,7 +258,14 @@ unsafe fn span<L: Level, const BITS: usize, const S: usize, const R: usize, cons
 /// # Safety
 /// As [`panels`].
 #[inline(always)]
-unsafe fn start<L: Level, const BITS: usize, const S: usize, const R: usize, const T: usize>(
+unsafe fn start<
+    L: Level,
+    const BITS: usize,
+    const SYM: bool,
+    const S: usize,
+    const R: usize,
+    const T: usize,
+>(
     tile: &Tile,
     at: &At,
     heads: *const u8,
@@ -224,12 +273,12 @@ unsafe fn start<L: Level, const BITS: usize, const S: usize, const R: usize, con
     let offset = if BITS == 8 { L::OFFSET } else { 0 };
     // SAFETY: the caller's duty.
     unsafe {
-        let minus_sum = |token: usize| heads.add(token * tile.head_stride + 4).cast::<i32>().read_unaligned();
+        let minus_sum = |token: usize| heads.add(token * HEAD_BYTES + 4).cast::<i32>().read_unaligned();
         let mut sums = [[[L::splat(0); R]; T]; S];
-        if tile.format.symmetric {
-            let middle = (1 << (BITS - 1)) - offset;
+        if SYM {
+            // The zero of 8 bits is the offset.
             for token in 0..T {
-                let one = L::splat(middle * minus_sum(token));
+                let one = if offset == 0 { L::splat(minus_sum(token)) } else { L::splat(0) };
                 for s in 0..S {
                     sums[s][token] = [one; R];
                 }
@@ -251,3 +300,20 @@ unsafe fn start<L: Level, const BITS: usize, const S: usize, const R: usize, con
         sums
     }
 }
+
+/// Call `$call::<BITS, SPAN, SYM>(..)` with the parameters of a format.
+macro_rules! for_format {
+    ($format:expr, $call:ident($($argument:expr),*)) => {
+        match ($format.bits, $format.span(), $format.symmetric) {
+            (4, 32, true) => $call::<4, 32, true>($($argument),*),
+            (4, 32, false) => $call::<4, 32, false>($($argument),*),
+            (4, _, true) => $call::<4, 64, true>($($argument),*),
+            (4, _, false) => $call::<4, 64, false>($($argument),*),
+            (_, 32, true) => $call::<8, 32, true>($($argument),*),
+            (_, 32, false) => $call::<8, 32, false>($($argument),*),
+            (_, _, true) => $call::<8, 64, true>($($argument),*),
+            (_, _, false) => $call::<8, 64, false>($($argument),*),
+        }
+    };
+}
+pub(super) use for_format;

@@ -1,6 +1,6 @@
 //! `out = x @ weight.T + bias` for integer weights, with activations made int8 on the way.
 //!
-//! The numbers: activations become int8 per span of `min(64, group_size)` inputs (see [`activations`]). For one output,
+//! The numbers: activations become int8 per span of `min(64, group_size)` inputs (see [`quantizer`]). For one output,
 //! the products of a span are summed exactly in int32, and `acc = fma(f32(sum - zero * sum(q)), x_scale * scale, acc)`
 //! over ascending spans, from 0; the bias comes last. Neither the number of rows, of workers, the instruction level nor
 //! the tile shapes change a bit of any output. `integer_matmul` in `python/pyrite/quant/reference.py` is the same.
@@ -18,11 +18,21 @@ mod call;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
 mod packed;
+mod quantizer;
 mod tile;
 mod tuning;
+mod wide;
 
 pub(crate) use packed::LAYOUT_VERSION;
 pub use packed::{PanelQuantizer, QuantizedMatrix};
+
+/// Bytes in which each worker makes panels of matrices with at most `max_cols` columns wide, two of the largest at least;
+/// None when they overflow.
+pub(in crate::ops) fn wide_bytes(max_cols: usize) -> Option<usize> {
+    let largest = QuantFormat { bits: 4, group_size: 32, symmetric: false };
+    let of_group = wide::wide_panel_bytes(largest, 1);
+    Some(max_cols.div_ceil(32).checked_mul(2 * of_group)?.max(call::WIDE_BYTES))
+}
 
 use activations::Tiles;
 use call::Call;
@@ -31,7 +41,11 @@ use crate::isa::Isa;
 use crate::ops::linear::LinearScratch;
 use crate::ops::norm::{Norm, rms_norm};
 use crate::pool::Worker;
+use crate::quant::QuantFormat;
 use crate::tensor::{Rows, RowsMut};
+
+/// Work items per worker that are wanted when activations are quantized.
+const ROW_ITEMS_PER_WORKER: usize = 8;
 
 /// What becomes of the products `y` of a matmul, bias included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,9 +125,10 @@ pub fn qlinear_fused(
     if x.rows() == 0 {
         return;
     }
-    let tiles = Tiles::new(isa, x.rows(), weight.cols(), weight.format().span());
+    let tiles = Tiles::new(isa, x.rows(), weight.cols(), weight.format());
     let activations = lay_out(worker, isa, x, norm, tiles, scratch);
-    Call { isa, weight, bias, then, out, tiles, activations }.run(worker, at_end);
+    let wide = scratch.panels(worker.index());
+    Call { isa, weight, bias, then, out, tiles, activations, wide }.run(worker, at_end);
 }
 
 /// Ask for the first weights that this worker will read in a call with so many rows of x, so that they are on their way
@@ -154,6 +169,12 @@ fn lay_out(
     }
     let (to, bytes) = scratch.activations();
     assert!(tiles.bytes() <= bytes, "scratch is too small");
-    worker.share(x.rows(), |row| store(row, to));
+    // A few rows at a time where there are many: to take an item costs as much as a short row.
+    let at_once = (x.rows() / (ROW_ITEMS_PER_WORKER * worker.count())).max(1);
+    worker.share(x.rows().div_ceil(at_once), |item| {
+        for row in item * at_once..x.rows().min((item + 1) * at_once) {
+            store(row, to);
+        }
+    });
     to
 }

@@ -15,6 +15,8 @@ pub(super) struct Tile {
     pub(super) groups: usize,
     /// The panels.
     pub(super) panels: [Panel; MAX_STREAMS],
+    /// Whether the panels are wide, see [`wide`](super::wide).
+    pub(super) wide: bool,
     /// How far ahead to prefetch weights, 0 when they lie in the cache.
     pub(super) ahead: usize,
     /// Whether what is prefetched is read once, and should pass the outer caches by.
@@ -23,8 +25,6 @@ pub(super) struct Tile {
     pub(super) ints: *const u8,
     /// The tile's heads.
     pub(super) heads: *const u8,
-    /// Bytes from a token's heads to the next token's.
-    pub(super) head_stride: usize,
     /// Elements from a token's outputs to the next token's.
     pub(super) out_stride: usize,
 }
@@ -63,12 +63,10 @@ pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
                 // SAFETY: a span of the panel and of the token, promised by the caller.
                 let (scale, zero, x_scale, minus_sum, dot) = unsafe {
                     let scale = panel.weights.add(place.scales + 2 * lane).cast::<u16>().read_unaligned();
-                    let zero = if symmetric {
-                        i32::from(tile.format.middle())
-                    } else {
-                        i32::from(panel.weights.add(place.zeros + lane).read())
-                    };
-                    let head = tile.heads.add(token * tile.head_stride + index * HEAD_BYTES);
+                    // The head of a symmetric format has it already.
+                    let zero =
+                        if symmetric { 1 } else { i32::from(panel.weights.add(place.zeros + lane).read()) };
+                    let head = tile.heads.add((index * tokens + token) * HEAD_BYTES);
                     let first = place.codes + index * span % group_size * bits / 32 * STEP_BYTES;
                     let codes = panel.weights.add(first + 4 * lane);
                     let col = index * span;

@@ -11,8 +11,6 @@ pub(super) struct Tuning {
     pub(super) ahead: usize,
     /// The same for 512-bit vectors and few rows, where prefetches should pass the outer caches by.
     pub(super) passing: Option<usize>,
-    /// Most tokens of a tile when there are many.
-    pub(super) tile: usize,
 }
 
 impl Tuning {
@@ -27,7 +25,7 @@ impl Tuning {
                 Self::of([name.ebx, name.edx, name.ecx], version)
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self { streams: 1, ahead: 4096, passing: None, tile: 6 }
+            Self { streams: 1, ahead: 4096, passing: None }
         })
     }
 
@@ -41,17 +39,14 @@ impl Tuning {
     /// Weights that were read push each other out of the second cache into the third. On Zen 5 a step is 2 to 3 % shorter
     /// when they are asked for as data that is read once, 3 KiB ahead (2 KiB are too few where memory is fast, and what lies
     /// behind the end of a worker's share is asked for in vain). With AVX2 it is 3 % longer. Other processors were not measured.
-    ///
-    /// With 8 tokens a tile's float sums go through memory once per span. On Zen 5 that costs less than it saves (2 to
-    /// 4 % of the time of 512 tokens); an Ice Lake, which loads less per cycle, loses a tenth.
     fn of(vendor: [u32; 3], version: u32) -> Self {
         const AMD: [u32; 3] =
             [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD")];
         let family = (version >> 8 & 15) + (version >> 20 & 255);
         match (vendor, family) {
-            (AMD, 26..) => Self { streams: 2, ahead: 4096, passing: Some(3072), tile: 8 },
-            (AMD, _) => Self { streams: 1, ahead: 4096, passing: None, tile: 6 },
-            _ => Self { streams: 4, ahead: 2048, passing: None, tile: 6 },
+            (AMD, 26..) => Self { streams: 2, ahead: 4096, passing: Some(3072) },
+            (AMD, _) => Self { streams: 1, ahead: 4096, passing: None },
+            _ => Self { streams: 4, ahead: 2048, passing: None },
         }
     }
 }
