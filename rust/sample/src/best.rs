@@ -99,7 +99,7 @@ impl<'a> BestTokens<'a> {
         scratch.keys.clear();
         scratch.keys.extend(finite.map(|(&id, &logit)| key::key(logit, id as u32)));
         let complete = scratch.keys.len() < self.ids.len() || self.ids.len() == self.num_tokens;
-        let row = Row { logits: &[], max: self.logits[0] };
+        let row = Row { logits: &[], max: self.logits[0], near_max: 0 };
         let temperature = Temperature(f64::from(config.temperature));
         let mut candidates = Candidates { row, temperature, keys: &mut scratch.keys, listed: true };
 

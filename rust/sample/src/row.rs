@@ -9,7 +9,13 @@ pub(crate) struct Row<'a> {
     pub(crate) logits: &'a [f32],
     /// The largest of them.
     pub(crate) max: f32,
+    /// No id before this one has it, and one within [`BLOCK`] from there does.
+    pub(crate) near_max: usize,
 }
+
+/// Logits that are searched together for the largest.
+const BLOCK: usize = 2048;
+const LANES: usize = 16;
 
 impl<'a> Row<'a> {
     /// Check a row.
@@ -18,7 +24,7 @@ impl<'a> Row<'a> {
     /// [`SampleError::NonFinite`] with the first id at NaN or +inf; [`SampleError::NoFiniteLogit`].
     pub(crate) fn new(logits: &'a [f32], vocab_limit: usize) -> Result<Self, SampleError> {
         let logits = &logits[..vocab_limit.min(logits.len())];
-        let (max, any_nan) = scan(logits);
+        let Scan { max, near_max, any_nan } = scan(logits);
         if any_nan || max == f32::INFINITY {
             for (id, &value) in logits.iter().enumerate() {
                 if value.is_nan() || value == f32::INFINITY {
@@ -29,32 +35,47 @@ impl<'a> Row<'a> {
         if max == f32::NEG_INFINITY {
             return Err(SampleError::NoFiniteLogit { num_tokens: logits.len() });
         }
-        Ok(Self { logits, max })
+        Ok(Self { logits, max, near_max })
     }
 
     /// The lowest id with the largest logit.
     pub(crate) fn argmax(&self) -> u32 {
-        self.logits.iter().position(|&logit| logit == self.max).unwrap_or(0) as u32
+        let from = &self.logits[self.near_max..];
+        (self.near_max + from.iter().position(|&logit| logit == self.max).unwrap_or(0)) as u32
     }
 }
 
-/// The largest logit and whether any is NaN, in lanes that the compiler vectorises.
-fn scan(logits: &[f32]) -> (f32, bool) {
-    const LANES: usize = 16;
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut nan = [false; LANES];
-    let mut chunks = logits.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for i in 0..LANES {
-            max[i] = if chunk[i] > max[i] { chunk[i] } else { max[i] };
-            nan[i] |= chunk[i].is_nan();
+/// What one pass over a row finds.
+struct Scan {
+    max: f32,
+    near_max: usize,
+    any_nan: bool,
+}
+
+/// One pass, in lanes that the compiler vectorises, block by block: an id is looked for in one block alone.
+fn scan(logits: &[f32]) -> Scan {
+    let mut found = Scan { max: f32::NEG_INFINITY, near_max: 0, any_nan: false };
+    for (first, block) in (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)) {
+        let mut max = [f32::NEG_INFINITY; LANES];
+        let mut nan = [false; LANES];
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for lanes in whole {
+            for i in 0..LANES {
+                max[i] = if lanes[i] > max[i] { lanes[i] } else { max[i] };
+                nan[i] |= lanes[i].is_nan();
+            }
+        }
+        for (i, &logit) in rest.iter().enumerate() {
+            max[i] = if logit > max[i] { logit } else { max[i] };
+            nan[i] |= logit.is_nan();
+        }
+        let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        found.any_nan |= nan.contains(&true);
+        if max > found.max {
+            (found.max, found.near_max) = (max, first);
         }
     }
-    for (i, &logit) in chunks.remainder().iter().enumerate() {
-        max[i] = if logit > max[i] { logit } else { max[i] };
-        nan[i] |= logit.is_nan();
-    }
-    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), nan.contains(&true))
+    found
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const SPIN: Duration = Duration::from_micros(50);
+/// How long to spin for another thread in the middle of a step.
+pub(super) const SPIN: Duration = Duration::from_micros(50);
 
 /// A counter that threads wait on: spin first, then sleep.
 pub(super) struct Gate {
@@ -40,15 +41,15 @@ impl Gate {
         }
     }
 
-    /// Wait until the value differs from `seen` or `cancelled` is set.
-    pub(super) fn wait(&self, seen: usize, cancelled: &AtomicBool) {
+    /// Wait until the value differs from `seen` or `cancelled` is set; sleep after spinning for `spin`.
+    pub(super) fn wait(&self, seen: usize, cancelled: &AtomicBool, spin: Duration) {
         let over = || self.now() != seen || cancelled.load(SeqCst);
         let mut spins = 0u32;
         let mut started: Option<Instant> = None;
         while !over() {
             std::hint::spin_loop();
             spins += 1;
-            if spins.is_multiple_of(256) && started.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            if spins.is_multiple_of(256) && started.get_or_insert_with(Instant::now).elapsed() > spin {
                 let mut guard = lock(&self.lock);
                 self.sleepers.fetch_add(1, SeqCst);
                 while !over() {

@@ -2,7 +2,8 @@
 //!
 //! A step is one call of [`Pool::run_step`]: every worker runs the same closure, the calling thread as worker 0.
 //! Inside it [`Worker::share`] splits items over the workers and [`Worker::barrier`] lines them up. Waiting
-//! spins for about 50 µs and then parks, so idle engines cost nothing and two engines do not starve each other.
+//! spins for about 50 µs (a few hundred for the next step) and then parks, so idle engines cost nothing and two engines
+//! do not starve each other.
 //! A worker whose core is taken by another process is [left out](late) for a while.
 
 mod gate;
@@ -14,12 +15,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::CpuError;
 
-use gate::{Gate, lock};
+use gate::{Gate, SPIN, lock};
 use late::{WaitClock, Watch};
+
+/// How long a worker spins for the next step: while one follows another, what lies between them (a draw, the caller's
+/// loop) takes 100 µs, and to wake a thread takes 40 µs of the step.
+const SPIN_BETWEEN_STEPS: Duration = Duration::from_micros(300);
 
 /// Threads that run steps together. Dropping it joins them.
 pub struct Pool {
@@ -193,7 +198,7 @@ impl Pool {
         }
         let mine = run_job(shared, 0, count, pointer);
         if shared.finished.load(SeqCst) < count {
-            shared.done.wait(done, &AtomicBool::new(false));
+            shared.done.wait(done, &AtomicBool::new(false), SPIN);
         }
         lock(&shared.job).pointer = None;
         match mine {
@@ -223,8 +228,8 @@ fn worker_loop(shared: &Shared, index: usize) {
     let (mut started, mut recalled, mut taking_part) = (0, 0, true);
     loop {
         match taking_part {
-            true => shared.start.wait(started, &never),
-            false => shared.recall.wait(recalled, &never),
+            true => shared.start.wait(started, &never, SPIN_BETWEEN_STEPS),
+            false => shared.recall.wait(recalled, &never, Duration::ZERO),
         }
         let current = {
             let current = lock(&shared.job);
@@ -290,7 +295,7 @@ impl Worker<'_> {
             shared.arrived.store(0, SeqCst);
             shared.meet.advance();
         } else {
-            shared.meet.wait(seen, &shared.panicked);
+            shared.meet.wait(seen, &shared.panicked, SPIN);
         }
         if shared.panicked.load(SeqCst) {
             resume_unwind(Box::new(OtherWorkerPanicked));

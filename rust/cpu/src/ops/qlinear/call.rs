@@ -1,6 +1,7 @@
 //! How the panels of a matmul are shared over the workers.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::Then;
 use super::activations::{MAX_TILE, Tiles};
@@ -46,8 +47,8 @@ pub(super) struct Call<'a> {
 
 /// Where the panels of some units are read.
 enum Source {
-    /// In the matrix, prefetched so many bytes ahead.
-    Packed { ahead: usize },
+    /// In the matrix, prefetched so many bytes ahead, see [`Tile::spread`].
+    Packed { ahead: usize, spread: u32 },
     /// Made wide, one after another.
     Wide { from: *const u8, panel_bytes: usize },
 }
@@ -157,7 +158,7 @@ impl Call<'_> {
                 units[count] = unit;
                 count += 1;
             }
-            self.units(&units[..count], walk.units, 0, &Source::Packed { ahead });
+            self.units(&units[..count], walk.units, 0, &Source::Packed { ahead, spread: 0 });
         };
         worker.share_then(walk.items, work, at_end);
     }
@@ -176,17 +177,25 @@ impl Call<'_> {
             let tiles = self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts;
             for unit in first..units.min(first + group) {
                 for tile in tiles.clone() {
-                    // The first tile brings the panel into the cache, the last one of several the panel after it.
-                    let ahead = match tile {
-                        _ if tile == tiles.start => Tuning::get().ahead,
-                        _ if tile + 1 == tiles.end => self.weight.panel_bytes(),
-                        _ => 0,
-                    };
-                    self.units(&[unit], units, tile, &Source::Packed { ahead });
+                    self.units(&[unit], units, tile, &self.packed(&tiles, tile));
                 }
             }
         };
         worker.share_then(groups * parts, work, at_end);
+    }
+
+    /// What `tile` of the `tiles` that meet a panel one after another asks for: the first one brings the panel into the
+    /// cache, and the last of several the panel after it. Where memory is what two tiles wait for, each of them asks for half
+    /// of the panel after it.
+    fn packed(&self, tiles: &Range<usize>, tile: usize) -> Source {
+        let (panel, index) = (self.weight.panel_bytes(), tile - tiles.start);
+        let (ahead, spread) = match tiles.len() {
+            2 if self.weight.format().bits == 8 => (panel + index * panel / 2, 1),
+            _ if index == 0 => (Tuning::get().ahead, 0),
+            len if index + 1 == len => (panel, 0),
+            _ => (0, 0),
+        };
+        Source::Packed { ahead, spread }
     }
 
     /// Share groups of units over the workers: the panels of a group are made wide and stay in the second cache, while
@@ -233,12 +242,17 @@ impl Call<'_> {
         let mut products = [MaybeUninit::<f32>::uninit(); 2 * MAX_TILE * PANEL];
         debug_assert!(count * tokens * PANEL <= products.len() || self.then == Then::Store);
         let (ints, heads) = self.tiles.offsets(tile);
+        let (ahead, spread) = match *source {
+            Source::Packed { ahead, spread } => (ahead, spread),
+            Source::Wide { .. } => (0, 0),
+        };
         let mut described = Tile {
             format: self.weight.format(),
             groups: self.weight.groups(),
             panels: [Panel::NONE; MAX_STREAMS],
             wide: matches!(source, Source::Wide { .. }),
-            ahead: if let Source::Packed { ahead } = source { *ahead } else { 0 },
+            ahead,
+            spread,
             once: self.passing().is_some(),
             ints: self.activations.wrapping_add(ints),
             heads: self.activations.wrapping_add(heads),

@@ -10,8 +10,8 @@ use crate::quant::QuantFormat;
 
 /// Steps of 4-bit codes whose products fit a sum of 16 bits: 8 times 2 times 15 * 127.
 const CHUNK_STEPS: usize = 4;
-/// Most tokens that ask for codes ahead step by step, since memory is what they wait for. More ask for those of a span at
-/// once, to keep the steps short.
+/// Most tokens that ask for codes of 4 bits ahead step by step, since memory is what they wait for. More ask for those of
+/// a span at once, to keep the steps short. Codes of 8 bits are twice as many, and no steps.
 const STEP_BY_STEP: usize = 4;
 
 /// An instruction level: vectors of `WIDTH` dwords, a lane being one row of the panel.
@@ -197,7 +197,7 @@ unsafe fn span<
     // SAFETY: the caller's duty.
     unsafe {
         let mut sums = start::<L, BITS, SYM, S, R, T>(tile, at, heads);
-        if T > STEP_BY_STEP && tile.ahead > 0 {
+        if BITS == 4 && T > STEP_BY_STEP && tile.ahead > 0 {
             for line in (0..SPAN * PANEL * BITS / 8).step_by(LINE) {
                 prefetch::<L>(tile, tile.panels[0].weights.wrapping_add(at.codes + tile.ahead + line));
             }
@@ -205,9 +205,10 @@ unsafe fn span<
         for _ in 0..steps / chunk_steps {
             let mut chunk = if narrow { [[[L::splat(0); R]; T]; S] } else { sums };
             for _ in 0..chunk_steps {
-                if T <= STEP_BY_STEP && tile.ahead > 0 {
+                if (BITS == 8 || T <= STEP_BY_STEP) && tile.ahead > 0 {
                     for panel in &tile.panels[..S] {
-                        let ahead = panel.weights.wrapping_add(at.codes + tile.ahead);
+                        let offset = if BITS == 8 { at.codes >> tile.spread } else { at.codes };
+                        let ahead = panel.weights.wrapping_add(offset + tile.ahead);
                         prefetch::<L>(tile, ahead);
                         prefetch::<L>(tile, ahead.wrapping_add(64));
                     }

@@ -19,6 +19,8 @@ pub(super) struct Tile {
     pub(super) wide: bool,
     /// How far ahead to prefetch weights, 0 when they lie in the cache.
     pub(super) ahead: usize,
+    /// Of codes of 8 bits, prefetches advance by one byte where the weights advance by `1 << spread`.
+    pub(super) spread: u32,
     /// Whether what is prefetched is read once, and should pass the outer caches by.
     pub(super) once: bool,
     /// The tile's integers, see [`activations`](super::activations).
