@@ -12,8 +12,6 @@ stopped; exit status 3 says that something is left.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from decode_prefill import header, model_facts
 from engines import LlamaCpp, Pyrite, parse
-from quantized import LEFT, PROBE_BYTES
+from facts import model_facts
+from harness import LEFT, Budget, header, parser, read_bandwidth, result_path, resumed, write
 
 Part = tuple[str, str, int, int]
 """Engine, workload, threads, repeat."""
@@ -46,19 +44,6 @@ def curves(names: list[str]) -> dict[str, list[tuple[str, int]]]:
     return {name: points for name, points in every.items() if name in names}
 
 
-class Peer(LlamaCpp):
-    """llama.cpp with a limit on the seconds of one measurement."""
-
-    limit_s = 60.0
-
-    def call(self, binary: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
-        """Raises subprocess.TimeoutExpired past the limit."""
-        command = [str(self.binaries / binary), *flags]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=self.binaries, timeout=self.limit_s
-        )
-
-
 class Engines:
     """The engines by threads, made when they are first asked for; at most two of pyrite's live at a time."""
 
@@ -75,12 +60,12 @@ class Engines:
             *(["llama.cpp Q4_0"] if gguf and gguf.exists() else []),
         ]
 
-    def get(self, name: str, work: str, threads: int) -> Pyrite | Peer:
+    def get(self, name: str, work: str, threads: int) -> Pyrite | LlamaCpp:
         """An engine for a point; pyrite's with a long context replaces the one without."""
         arguments = self.arguments
         if name.startswith("llama.cpp"):
             folder, gguf = arguments.peers / "llama" / "bin", arguments.peers / f"{arguments.name}-q4_0.gguf"
-            return Peer(folder, gguf, threads, arguments.vocab)
+            return LlamaCpp(folder, gguf, threads, arguments.vocab, limit_s=arguments.point_s)
         kind, size = parse(work)
         longest = max(CONTEXTS) if kind == "decode" and size else max(PROMPTS)
         key = (name, threads, longest)
@@ -111,10 +96,8 @@ def lacking(engines: Engines, rows: dict[str, Any], work: str, threads: int, rep
 
 def point(engines: Engines, rows: dict[str, Any], name: str, work: str, threads: int, repeat: int) -> None:
     """One repeat of one point on one engine."""
-    from pyrite import _core
-
     cell = rows.setdefault(f"{work} {threads}", {}).setdefault(name, {"tok_per_s": [], "bandwidth_gb_s": []})
-    bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, threads, 3))
+    bandwidth = read_bandwidth(threads)
     started = time.monotonic()
     try:
         speed = engines.get(name, work, threads).measure(work, 1000 * (repeat + 1))
@@ -137,8 +120,7 @@ def start(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
         "flags": "llama.cpp -fa 1 -lm none",
         "rows": {},
     }
-    before = json.loads(path.read_text()) if path.exists() else {"header": None}
-    return before if before["header"] == result["header"] else result
+    return resumed(path, result)
 
 
 def parts(engines: Engines, rows: dict[str, Any], names: list[str], repeats: int) -> Iterator[Part]:
@@ -153,37 +135,24 @@ def parts(engines: Engines, rows: dict[str, Any], names: list[str], repeats: int
 
 def run(arguments: argparse.Namespace, path: Path) -> bool:
     """Measure what is missing; whether all is there."""
-    started, longest = time.monotonic(), 0.0
+    budget = Budget(arguments.budget_s)
     result, engines = start(arguments, path), Engines(arguments)
     for part in parts(engines, result["rows"], arguments.curves, arguments.repeats):
-        before = time.monotonic()
-        if longest and before - started + longest > arguments.budget_s:
+        if budget.ends():
             return False
         point(engines, result["rows"], *part)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        longest = max(longest, time.monotonic() - before)
+        write(path, result)
     return True
 
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--quantization", default="int4")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--peers", type=Path, help="the folder that peers.sh filled")
-    parser.add_argument("--curves", nargs="*", default=["batch", "threads", "prefill", "decode"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--point-s", type=float, default=60.0, help="the longest measurement of a peer")
-    parser.add_argument(
-        "--budget-s", type=float, default=float("inf"), help="stop about then, after one point at least"
-    )
-    arguments = parser.parse_args()
+    options = parser(__doc__, quantization="int4", repeats=3, peers=None, budget_s=float("inf"))
+    options.add_argument("--curves", nargs="*", default=["batch", "threads", "prefill", "decode"])
+    options.add_argument("--point-s", type=float, default=60.0, help="the longest measurement of a peer")
+    arguments = options.parse_args()
     arguments.vocab = model_facts(arguments.folder)["vocab"]
-    Peer.limit_s = arguments.point_s
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"curves-{arguments.name}-{arguments.quantization}.json"
+    path = result_path(arguments, "curves", arguments.quantization)
     done = run(arguments, path)
     print(path)
     sys.exit(0 if done else LEFT)

@@ -13,19 +13,16 @@ makes the tables.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from facts import model_facts, prefill_flops
+from harness import header, parser, result_path, write
 
 PROMPT_TOKENS = 512
 DECODE_PROMPT_TOKENS = 8
@@ -138,60 +135,6 @@ class LlamaCpp:
         return self._run("-p", "0", "-n", str(count))
 
 
-def model_facts(folder: str) -> dict[str, int]:
-    """Parameters and bytes from the headers alone."""
-    from pyrite import _core
-
-    checkpoint = _core.open_checkpoint(folder)
-    config = json.loads(Path(folder, "config.json").read_text())
-    shapes = {name: shape for name, (_, shape) in checkpoint.tensors().items()}
-    embedding = next(shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight"))
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return {
-        "parameters": total,
-        "layer_parameters": total - int(np.prod(embedding)),  # tied head: it counts for one row only
-        "bytes": checkpoint.num_bytes(),
-        "attention_width": config["num_attention_heads"] * head_dim,
-        "kv_width": config["num_key_value_heads"] * head_dim,
-        "layers": config["num_hidden_layers"],
-        "vocab": embedding[0],
-        "hidden": embedding[1],
-    }
-
-
-def prefill_flops(facts: dict[str, int], tokens: int) -> float:
-    """Multiply-adds (as two) of one prompt: matrices, causal attention, one row of the head."""
-    attention = 2 * 2 * facts["layers"] * facts["attention_width"] * tokens * (tokens + 1) / 2
-    return 2.0 * facts["layer_parameters"] * tokens + attention + 2.0 * facts["vocab"] * facts["hidden"]
-
-
-def processor() -> str:
-    """Name and the flags that matter, from /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo").read_text()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
-    flags = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if flag in fields.get("flags", "").split()
-    ]
-    family = f"family {fields.get('cpu family')} model {fields.get('model')}"
-    return f"{fields.get('model name')} ({family}; {' '.join(flags)})"
-
-
-def header(threads: int) -> dict[str, Any]:
-    """Where and with what the numbers were taken."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    libraries = {name: version(name) for name in ("pyrite", "torch", "transformers", "numpy")}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "cpu": processor(),
-        "threads": threads,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "libraries": libraries,
-    }
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything and return the result as plain data."""
     from pyrite import _core
@@ -247,21 +190,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--transformers", nargs="*", default=["bfloat16"], metavar="DTYPE")
-    parser.add_argument("--roof", default="bf16", choices=["bf16", "fp32"], help="arithmetic roof of the prefill")
-    parser.add_argument("--llama-bench", help="llama.cpp's llama-bench")
-    parser.add_argument("--gguf", help="the same model as BF16 GGUF")
-    arguments = parser.parse_args()
+    options = parser(__doc__, threads=2, repeats=5)
+    options.add_argument("--transformers", nargs="*", default=["bfloat16"], metavar="DTYPE")
+    options.add_argument("--roof", default="bf16", choices=["bf16", "fp32"], help="arithmetic roof of the prefill")
+    options.add_argument("--llama-bench", help="llama.cpp's llama-bench")
+    options.add_argument("--gguf", help="the same model as BF16 GGUF")
+    arguments = options.parse_args()
     result = measure(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"cpu-{arguments.name}-bf16.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path = result_path(arguments, "cpu", "bf16")
+    write(path, result)
     print(path)
 
 

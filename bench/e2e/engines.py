@@ -142,10 +142,21 @@ class LlamaCpp:
         gguf: the model.
         vocab: rows of the head.
         repack: whether weights are interleaved at load ("-rtr 1" in ik_llama.cpp).
+        limit_s: seconds after which a call of a tool is given up; None waits for ever.
     """
 
-    def __init__(self, binaries: Path, gguf: Path, threads: int, vocab: int, *, repack: bool = True) -> None:
-        self.binaries, self.gguf, self.threads, self.vocab, self.repack = binaries, gguf, threads, vocab, repack
+    def __init__(
+        self,
+        binaries: Path,
+        gguf: Path,
+        threads: int,
+        vocab: int,
+        *,
+        repack: bool = True,
+        limit_s: float | None = None,
+    ) -> None:
+        self.binaries, self.gguf, self.threads, self.vocab = binaries, gguf, threads, vocab
+        self.repack, self.limit_s = repack, limit_s
         self.common = ["-m", str(gguf), "-t", str(threads), "-fa", "1", "-lm", "none"]
 
     def check(self) -> str:
@@ -186,9 +197,21 @@ class LlamaCpp:
         return ["--repack", str(int(self.repack))]
 
     def call(self, binary: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a tool in its own folder: some leave log files where they run."""
-        command = [str(self.binaries / binary), *flags]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, cwd=self.binaries)
+        """Run a tool in its own folder: some leave log files where they run.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+            subprocess.TimeoutExpired: it took longer than `limit_s`.
+        """
+        return subprocess.run(
+            [str(self.binaries / binary), *flags],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            cwd=self.binaries,
+            timeout=self.limit_s,
+        )
 
     def weight_bytes(self) -> int:
         """Bytes of the file, its metadata included."""

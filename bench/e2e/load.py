@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from decode_prefill import header
+from harness import header, parser, result_path, write
 
 CHILD = """
 import json, sys, time
@@ -78,52 +78,44 @@ def row(runs: list[dict[str, float]]) -> dict[str, Any]:
     return {"median": median, "peak_share": median["peak_bytes"] / median["weight_bytes"], "runs": runs}
 
 
-def main() -> None:
-    """Measure and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quantization")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    folder = arguments.folder
-    if folder == "starter":
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run everything and return the result as plain data."""
+    if arguments.folder == "starter":
         from pyrite.source import STARTER_FOLDER
 
-        files = sorted(STARTER_FOLDER.glob("*.safetensors"))
+        folder = STARTER_FOLDER
     else:
-        files = sorted(Path(folder).glob("*.safetensors"))
+        folder = Path(arguments.folder)
+    files = sorted(folder.glob("*.safetensors"))
     plain_read(files)
     kinds = ["quantize", "packed"] if arguments.quantization else ["float"]
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    cache = Path(tempfile.mkdtemp(prefix="pyrite-load-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="pyrite-load-") as made:
+        cache = Path(made)
         for _ in range(arguments.repeats):
             shutil.rmtree(cache / "packed", ignore_errors=True)
             for kind in kinds:
                 read_s = plain_read(files if kind != "packed" else list((cache / "packed").glob("*.packed")))
-                run = start(folder, arguments.threads, arguments.quantization, cache)
+                run = start(arguments.folder, arguments.threads, arguments.quantization, cache)
                 assert run["from_packed_file"] == (kind == "packed"), run
                 runs[kind].append({**run, "plain_read_s": read_s})
-    finally:
-        shutil.rmtree(cache)
     result: dict[str, Any] = {
         "model": arguments.name,
         "header": header(arguments.threads),
         "file_bytes": sum(path.stat().st_size for path in files),
         "quantization": arguments.quantization,
     }
-    if arguments.quantization:
-        result["rows"] = {kind: row(runs[kind]) for kind in kinds}
-    else:
-        result |= row(runs["float"])
-    suffix = f"-{arguments.quantization}" if arguments.quantization else ""
-    path = arguments.out / f"load-{arguments.name}{suffix}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    for kind in kinds:
-        found = row(runs[kind])
+    rows = {kind: row(runs[kind]) for kind in kinds}
+    return result | ({"rows": rows} if arguments.quantization else rows["float"])
+
+
+def main() -> None:
+    """Parse arguments, measure, write the JSON."""
+    arguments = parser(__doc__, quantization=None, threads=2, repeats=5).parse_args()
+    path = result_path(arguments, "load", arguments.quantization)
+    result = measure(arguments)
+    write(path, result)
+    for kind, found in result.get("rows", {"float": result}).items():
         print(path, kind, json.dumps(found["median"]), f"peak {found['peak_share']:.3f} of the weight bytes")
 
 

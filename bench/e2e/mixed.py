@@ -11,17 +11,15 @@ readers must get the tokens that they get without the prompt.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from decode_prefill import header
 from engines import prompt
+from harness import header, parser, result_path, write
 
 READERS = 4
 CONTEXT = 64
@@ -137,15 +135,9 @@ def measure(folder: str, quantization: str | None, threads: int, piece: int, rep
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quantization", default="int4")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pieces", type=int, nargs="*", default=[128, 512])
-    arguments = parser.parse_args()
+    options = parser(__doc__, quantization="int4", threads=2, repeats=3)
+    options.add_argument("--pieces", type=int, nargs="*", default=[128, 512])
+    arguments = options.parse_args()
     rows = [
         measure(arguments.folder, arguments.quantization, arguments.threads, piece, arguments.repeats)
         for piece in arguments.pieces
@@ -159,9 +151,8 @@ def main() -> None:
         "checked": "the readers' tokens are those that each gets alone",
         "rows": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"mixed-{arguments.name}-{arguments.quantization}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path = result_path(arguments, "mixed", arguments.quantization)
+    write(path, result)
     print(json.dumps(rows, indent=1))
     print(path)
 

@@ -17,24 +17,20 @@ machine and day stopped, so `--budget-s` does it in pieces: exit status 3 says t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from decode_prefill import header, model_facts, prefill_flops
 from engines import DECODE_TOKENS, Engine, IkLlamaCpp, LlamaCpp, OpenVino, Pyrite, parse
+from facts import model_facts, prefill_flops
+from harness import LEFT, Budget, header, parser, read_bandwidth, result_path, resumed, write
 
-PROBE_BYTES = 1 << 29
 WORKLOADS = ("decode_0", "prefill_512", "batch_16", "decode_2048")
 SINGLE = ("decode_0", "prefill_512", "decode_2048")
-LEFT = 3
-"""Exit status of a run that its budget ended."""
 
 PEERS: dict[str, dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "int4": {
@@ -130,9 +126,8 @@ def probe(work: str, arguments: argparse.Namespace) -> tuple[float, dict[str, fl
     """Read bandwidth in GB/s, and before a prefill or a batch the arithmetic peaks."""
     from pyrite import _core
 
-    bandwidth = statistics.median(_core.read_bandwidth(PROBE_BYTES, arguments.threads, 3))
     kinds = () if parse(work)[0] == "decode" else arguments.peaks
-    return bandwidth, {
+    return read_bandwidth(arguments.threads), {
         kind: statistics.median(_core.peak_flops(kind, arguments.threads, 3, arguments.isa)) for kind in kinds
     }
 
@@ -178,9 +173,7 @@ def start(arguments: argparse.Namespace, path: Path, engines: dict[str, Engine])
         "bandwidth_gb_s": {},
         "peak_samples": {},
     }
-    before = json.loads(path.read_text()) if path.exists() else {"header": None}
-    if before["header"] == result["header"] and before["isa"] == result["isa"]:
-        result = before
+    result = resumed(path, result, "isa")
     values = 2 * facts["layers"] * facts["kv_width"]
     for name, engine in engines.items():
         result["kv_bytes_per_token"][name] = engine.kv_bytes_per_token(values)
@@ -242,7 +235,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def run(arguments: argparse.Namespace, path: Path) -> bool:
     """Measure what is missing in the file at `path` until the budget ends; whether all of it is there."""
-    started = time.monotonic()
+    budget = Budget(arguments.budget_s)
     engines = ours(arguments)
     others, absent = peers(arguments)
     engines |= others
@@ -250,8 +243,7 @@ def run(arguments: argparse.Namespace, path: Path) -> bool:
     result["absent"] = {name: why for name, why in (result["absent"] | absent).items() if name not in engines}
     if unchecked := {name: engine for name, engine in engines.items() if name not in result["checked"]}:
         result["checked"] |= check(unchecked, arguments)
-        path.write_text(json.dumps(finish(result), indent=1) + "\n")
-    longest = 0.0
+        write(path, finish(result))
     for repeat in range(arguments.repeats):
         for work in arguments.workloads:
             mine = {name: engine for name, engine in engines.items() if wanted(name, work, arguments)}
@@ -260,12 +252,10 @@ def run(arguments: argparse.Namespace, path: Path) -> bool:
                 for name in mine
             ):
                 continue
-            before = time.monotonic()
-            if longest and before - started + longest > arguments.budget_s:
+            if budget.ends():
                 return False
             measure(result, work, repeat, mine, arguments)
-            path.write_text(json.dumps(finish(result), indent=1) + "\n")
-            longest = max(longest, time.monotonic() - before)
+            write(path, finish(result))
     print(summary(result))
     return True
 
@@ -287,28 +277,16 @@ def kinds(isa: str | None) -> list[str]:
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--quantization", default="int4")
-    parser.add_argument("--isa", help="instruction level of pyrite (PYRITE_CPU_ISA)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--peers", type=Path, help="the folder that peers.sh filled")
-    parser.add_argument("--engines", default="", metavar="REGEX", help="only engines whose names match")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS))
-    parser.add_argument(
-        "--budget-s", type=float, default=float("inf"), help="stop about then, after one repeat at least"
-    )
-    arguments = parser.parse_args()
+    options = parser(__doc__, quantization="int4", threads=2, repeats=5, peers=None, budget_s=float("inf"))
+    options.add_argument("--isa", help="instruction level of pyrite (PYRITE_CPU_ISA)")
+    options.add_argument("--engines", default="", metavar="REGEX", help="only engines whose names match")
+    options.add_argument("--workloads", nargs="*", default=list(WORKLOADS))
+    arguments = options.parse_args()
     if arguments.isa:
         os.environ["PYRITE_CPU_ISA"] = arguments.isa
     arguments.peaks = kinds(arguments.isa)
     arguments.vocab = model_facts(arguments.folder)["vocab"]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{arguments.isa}" if arguments.isa else ""
-    path = arguments.out / f"quantized-{arguments.name}-{arguments.quantization}{suffix}.json"
+    path = result_path(arguments, "quantized", arguments.quantization, arguments.isa)
     done = run(arguments, path)
     print(path)
     sys.exit(0 if done else LEFT)

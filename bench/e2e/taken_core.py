@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from decode_prefill import header, prompt
+from decode_prefill import prompt
+from harness import header, parser, result_path, write
 
 TOKENS = 256
 
@@ -89,18 +88,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--quantization", default="int4")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = parser(__doc__, quantization="int4", threads=2, repeats=5).parse_args()
+    path = result_path(arguments, "taken-core")
     result = measure(arguments)
-    path = arguments.out / f"taken-core-{arguments.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write(path, result)
     for row, found in result["samples"].items():
         print(f"{row:28} {statistics.median(found):7.1f} tok/s [{min(found):.1f} {max(found):.1f}]")
     print(path)
