@@ -7,20 +7,16 @@
 
 mod common;
 
-use std::cell::OnceCell;
-use std::hint::black_box;
+use std::cell::LazyCell;
 
-use common::{Cost, Machine, ROTATE_BYTES, config, inputs, levels, noise};
+use common::matmul::{Matmul, SHAPES};
+use common::{Cost, Machine, ROTATE_BYTES, config, noise};
 use criterion::{Criterion, criterion_group, criterion_main};
 use pyrite_cpu::isa::Isa;
-use pyrite_cpu::ops::linear::{LinearScratch, PackedMatrix, linear};
+use pyrite_cpu::ops::linear::{PackedMatrix, linear};
 use pyrite_cpu::pool::Pool;
 use pyrite_cpu::probe::PeakKind;
-use pyrite_cpu::tensor::{DType, Rows, RowsMut};
-
-/// Outputs and inputs: down and gate+up of the Qwen3-0.6B shape, gate+up of Llama-3.2-1B, a head.
-const SHAPES: [(usize, usize); 4] = [(1024, 3072), (6144, 1024), (16_384, 2048), (151_936, 1024)];
-const TOKENS: [usize; 4] = [1, 4, 16, 512];
+use pyrite_cpu::tensor::DType;
 
 fn all(criterion: &mut Criterion) {
     let mut machine = Machine::new();
@@ -34,18 +30,15 @@ fn all(criterion: &mut Criterion) {
 fn shape(criterion: &mut Criterion, machine: &mut Machine, (rows, cols): (usize, usize), dtype: DType) {
     let (name, bytes) = (format!("{}/{rows}x{cols}", dtype.name()), rows * cols * dtype.size());
     // Codes of 8 bits around 0: as bf16 and as f32 alike.
-    let source = OnceCell::new();
-    let source = || -> &Vec<u8> {
-        source.get_or_init(|| {
-            let mut bytes = vec![0; rows * cols * dtype.size()];
-            for (at, code) in noise(rows * cols, 255).into_iter().enumerate() {
-                dtype.set(&mut bytes, at, (f32::from(code) - 127.5) / 4096.0);
-            }
-            bytes
-        })
-    };
+    let source = LazyCell::new(|| {
+        let mut values = vec![0; bytes];
+        for (at, code) in noise(rows * cols, 255).into_iter().enumerate() {
+            dtype.set(&mut values, at, (f32::from(code) - 127.5) / 4096.0);
+        }
+        values
+    });
     let pack = |pool: &mut Pool, weight: &PackedMatrix| {
-        let (source, row_bytes) = (source(), cols * dtype.size());
+        let (source, row_bytes): (&[u8], _) = (&source, cols * dtype.size());
         pool.run(|worker| {
             worker.share(rows.div_ceil(256), |part| {
                 let own = part * 256..rows.min(part * 256 + 256);
@@ -57,49 +50,28 @@ fn shape(criterion: &mut Criterion, machine: &mut Machine, (rows, cols): (usize,
         })
         .unwrap();
     };
-    let weights = OnceCell::new();
-    let weights = || -> &Vec<PackedMatrix> {
-        weights.get_or_init(|| {
-            let mut pool = Pool::new(1).unwrap();
-            let packed = (0..ROTATE_BYTES.div_ceil(bytes)).map(|_| {
-                let weight = PackedMatrix::zeroed(rows, cols, dtype).unwrap();
-                pack(&mut pool, &weight);
-                weight
-            });
-            packed.collect()
-        })
-    };
+    let weights = LazyCell::new(|| {
+        let mut pool = Pool::new(1).unwrap();
+        let packed = (0..ROTATE_BYTES.div_ceil(bytes)).map(|_| {
+            let weight = PackedMatrix::zeroed(rows, cols, dtype).unwrap();
+            pack(&mut pool, &weight);
+            weight
+        });
+        packed.collect::<Vec<_>>()
+    });
     let moved = Cost { bytes: 2 * bytes, operations: 0, kind: PeakKind::Fp32 };
     machine.case(criterion, &format!("linear/pack/{name}"), Isa::detect(), moved, || {
-        let mut turn = 0;
+        let (mut turn, pack, weights) = (0, &pack, &weights);
         move |pool: &mut Pool| {
             turn += 1;
-            pack(pool, &weights()[turn % weights().len()]);
+            pack(pool, &weights[turn % weights.len()]);
         }
     });
-    for isa in levels() {
-        for tokens in TOKENS.into_iter().filter(|tokens| *tokens < 512 || rows < 100_000) {
-            let dot = isa == Isa::Avx512Bf16 && dtype == DType::Bf16;
-            let cost = Cost {
-                bytes: bytes + 4 * tokens * (rows + cols),
-                operations: 2 * rows * cols * tokens,
-                kind: if dot { PeakKind::Bf16 } else { PeakKind::Fp32 },
-            };
-            let workers = machine.workers();
-            machine.case(criterion, &format!("linear/{name}/{isa}/{tokens}"), isa, cost, || {
-                let (x, mut out) = (inputs(tokens * cols), vec![0f32; tokens * rows]);
-                let scratch = LinearScratch::new(tokens, cols, workers).unwrap();
-                let mut turn = 0;
-                move |pool: &mut Pool| {
-                    turn += 1;
-                    let (x, view) = (Rows::new(&x, cols), RowsMut::new(&mut out, rows));
-                    let weight = &weights()[turn % weights().len()];
-                    pool.run(|worker| linear(worker, isa, x, weight, None, view, &scratch)).unwrap();
-                    black_box(&out);
-                }
-            });
-        }
-    }
+    let name = format!("linear/{name}");
+    let matmul = Matmul { op: linear, name, shape: (rows, cols), bytes, weights: &weights };
+    matmul.cases(criterion, machine, |isa| {
+        if isa == Isa::Avx512Bf16 && dtype == DType::Bf16 { PeakKind::Bf16 } else { PeakKind::Fp32 }
+    });
 }
 
 criterion_group! {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "no bench uses all of it")]
 
+pub(crate) mod matmul;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
