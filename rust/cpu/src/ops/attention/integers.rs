@@ -2,7 +2,7 @@
 
 use super::kernels::{SCORE_STRIDE, lanes};
 use super::simd::{LANES, Simd};
-use super::windows::{Ahead, LINE, STREAMS};
+use super::windows::{Ahead, LINE, LINES, STREAMS};
 
 /// Arguments of [`Integers::qk`]: scores of R query rows against a group of keys in each of B blocks.
 #[derive(Clone, Copy)]
@@ -79,7 +79,7 @@ pub(super) trait Integers: 'static {
     // The loops below, compiled for this level.
     unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &QkArgs);
     unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs);
-    unsafe fn weigh(row: *mut f32, begin: usize, end: usize, scales: *const f32, top: f32) -> f32;
+    unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32;
     unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
 }
@@ -139,15 +139,17 @@ pub(super) unsafe fn pv<I: Integers, const R: usize, const N: usize>(args: &PvAr
                 }
             }
         }
+        let lines = (2 * N * LANES).div_ceil(LINE);
+        let (ahead, step) = ahead.map_or(([values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
         for pair in 0..count {
             let from = values.add(pair * stride);
             let mut v = [I::load_values(from); N];
             for (n, v) in v.iter_mut().enumerate().skip(1) {
                 *v = I::load_values(from.add(2 * n * LANES));
             }
-            if let Some(ahead) = &ahead {
-                for line in 0..(2 * N * LANES).div_ceil(LINE) {
-                    I::Float::prefetch(ahead.lines[line].wrapping_add(pair * ahead.step));
+            if step > 0 {
+                for line in &ahead[..lines] {
+                    I::Float::prefetch(line.wrapping_add(pair * step));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
@@ -165,23 +167,20 @@ pub(super) unsafe fn pv<I: Integers, const R: usize, const N: usize>(args: &PvAr
     }
 }
 
-/// Multiply probabilities `begin..end` of a row, within one block, by the scales of their values; `scales` is that of
-/// the first lane of the first vector. Returns the largest product, or `top`.
+/// Multiply probabilities `begin..end` of a row by the scales of their values; vector number i has its scales at
+/// `scales(i)`. Returns the largest product, or zero.
 #[inline(always)]
 pub(super) unsafe fn weigh<I: Integers>(
     row: *mut f32,
-    begin: usize,
-    end: usize,
-    scales: *const f32,
-    top: f32,
+    (begin, end): (usize, usize),
+    scales: impl Fn(usize) -> *const f32,
 ) -> f32 {
-    let first = begin / LANES;
     // SAFETY: a row of scores holds a whole split, a block whole vectors of scales.
     unsafe {
-        let mut most = I::Float::splat(top);
-        for index in first..end.div_ceil(LANES) {
+        let mut most = I::Float::splat(0.0);
+        for index in begin / LANES..end.div_ceil(LANES) {
             let at = row.add(index * LANES);
-            let scale = I::Float::load(scales.add((index - first) * LANES));
+            let scale = I::Float::load(scales(index));
             let p = I::Float::mul(I::Float::load(at), scale);
             let p = I::Float::select(lanes(index, begin, end), p, I::Float::splat(0.0));
             I::Float::store(at, p);
@@ -240,9 +239,9 @@ macro_rules! integer_kernels {
             unsafe { integers::pv::<Self, R, N>(args) }
         }
         #[target_feature(enable = $features)]
-        unsafe fn weigh(row: *mut f32, begin: usize, end: usize, scales: *const f32, top: f32) -> f32 {
+        unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32 {
             // SAFETY: the caller's duty.
-            unsafe { integers::weigh::<Self>(row, begin, end, scales, top) }
+            unsafe { integers::weigh::<Self>(row, range, scales) }
         }
         #[target_feature(enable = $features)]
         unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32) {

@@ -4,7 +4,7 @@
 //! a tree, values by ascending position.
 
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
-use super::windows::LINE;
+use super::windows::{LINE, LINES};
 
 /// Elements from one row of scores to the next: a split and a line, so that rows fall on different cache sets.
 pub(super) const SCORE_STRIDE: usize = super::SPLIT + LANES;
@@ -59,15 +59,17 @@ pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(arg
                 *sum = S::load(out.add(r * out_stride + n * LANES));
             }
         }
+        let lines = (N * LANES * E::BYTES).div_ceil(LINE);
+        let (ahead, step) = ahead.map_or(([values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
         for key in 0..count {
             let from = values.add(key * v_stride * E::BYTES);
             let mut v = [S::splat(0.0); N];
             for (n, v) in v.iter_mut().enumerate() {
                 *v = E::load::<S>(from.add(n * LANES * E::BYTES));
             }
-            if E::PREFETCH {
-                for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                    S::prefetch(ahead.lines[line].wrapping_add(key * ahead.step));
+            if E::PREFETCH && step > 0 {
+                for line in &ahead[..lines] {
+                    S::prefetch(line.wrapping_add(key * step));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {

@@ -135,7 +135,7 @@ unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: bool, keys: &Keys, t
         for row in rows.clone() {
             let scores = tile.scores.add(row * SCORE_STRIDE);
             let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
-            let most = weigh::<I>(keys, scores, tile.ranges[row]);
+            let most = I::weigh(scores, range, |vector| value_scales(keys, vector));
             let (factor, step) =
                 if most > codes::NOTHING { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
             steps[row] = step;
@@ -201,20 +201,11 @@ unsafe fn scores<I: Integers>(
     }
 }
 
-/// Multiply a row's probabilities by the scales of the values; returns the largest product.
-unsafe fn weigh<I: Integers>(keys: &Keys, row: *mut f32, (begin, end): (usize, usize)) -> f32 {
-    let (mut position, mut most) = (begin, 0.0);
-    while position < end {
-        let piece = (position - keys.first) / keys.len;
-        let start = keys.first + piece * keys.len;
-        let to = end.min(start + keys.len);
-        let scales =
-            keys.at[keys.pieces + piece].cast::<f32>().wrapping_add((position - start) / LANES * LANES);
-        // SAFETY: the caller's duty.
-        most = unsafe { I::weigh(row, position - keys.start, to - keys.start, scales, most) };
-        position = to;
-    }
-    most
+/// Scales of the values of vector number `vector` of a split.
+#[inline(always)]
+fn value_scales(keys: &Keys, vector: usize) -> *const f32 {
+    let (piece, offset) = keys.piece(keys.start + vector * LANES);
+    keys.at[keys.pieces + piece].cast::<f32>().wrapping_add(offset)
 }
 
 /// Sums of all rows of a tile over the values of keys `begin..end`, in whole pairs.
@@ -245,10 +236,8 @@ unsafe fn values<I: Integers>(
             out_stride: tile.out_stride,
             first,
         };
-        let lines = |first: usize| {
-            let pairs = |ahead: Ahead| ahead.after(offset / 2);
-            ahead.then(|| pairs(keys.values_ahead(piece, stride, keys.len / 2, head_bytes(keys), first)))
-        };
+        let shape = (keys.len / 2, stride);
+        let lines = ahead.then(|| keys.values_ahead(piece, shape, head_bytes(keys), offset / 2));
         // SAFETY: the caller's duty.
         unsafe { with_rows!(tile.rows, R => pv_rows::<I, R>(args, padded(head_dim) / LANES, lines)) };
         first = false;
@@ -257,18 +246,14 @@ unsafe fn values<I: Integers>(
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<I: Integers, const R: usize>(
-    args: integers::PvArgs,
-    vectors: usize,
-    ahead: impl Fn(usize) -> Option<Ahead>,
-) {
+unsafe fn pv_rows<I: Integers, const R: usize>(args: integers::PvArgs, vectors: usize, ahead: Option<Ahead>) {
     let most = I::Float::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
         let (left, bytes) = (vectors - done, done * 2 * LANES);
         let args = integers::PvArgs {
             values: args.values.wrapping_add(bytes),
-            ahead: ahead(bytes),
+            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
             out: args.out.wrapping_add(done * LANES),
             ..args
         };

@@ -44,7 +44,7 @@ pub(super) struct PvArgs {
     pub(super) values: *const u8,
     pub(super) v_stride: usize,
     /// What to prefetch.
-    pub(super) ahead: Ahead,
+    pub(super) ahead: Option<Ahead>,
     /// `[R]` rows to add to, `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,

@@ -70,21 +70,20 @@ impl Keys {
         std::array::from_fn(|index| self.at[first + index].wrapping_add(offset))
     }
 
-    /// What to prefetch while reading the values of piece `piece` from byte `first` of each row on; it has `rows` rows
-    /// of `row` bytes after `head` bytes.
+    /// What to prefetch while reading the values of piece `piece` from row `from` on; it has `rows` rows of `row` bytes
+    /// after `head` bytes.
     #[inline]
     pub(super) fn values_ahead(
         &self,
         piece: usize,
-        row: usize,
-        rows: usize,
+        (rows, row): (usize, usize),
         head: usize,
-        first: usize,
+        from: usize,
     ) -> Ahead {
         let most = (row.trailing_zeros() - LINE.ilog2().min(row.trailing_zeros())).min(self.streams.ilog2());
-        let (from, shift) = windows::window(piece, self.pieces, most);
-        let at = self.side_by_side(self.pieces + from + self.ahead, head);
-        Ahead::side_by_side(&at, shift, piece - from, rows * row, row, first)
+        let (first, shift) = windows::window(piece, self.pieces, most);
+        let at = self.side_by_side(self.pieces + first + self.ahead, head);
+        Ahead::side_by_side(at, shift, piece - first, (rows * row, row), from)
     }
 }
 
@@ -268,13 +267,12 @@ unsafe fn add_run<S: Simd, E: Element>(
             count: here,
             values: keys.at[keys.pieces + piece].wrapping_add(offset * keys.v_stride * E::BYTES),
             v_stride: keys.v_stride,
-            ahead: Ahead::NOTHING,
+            ahead: None,
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
         };
-        let ahead = |first: usize| {
-            keys.values_ahead(piece, keys.v_stride * E::BYTES, keys.len, 0, first).after(offset)
-        };
+        let shape = (keys.len, keys.v_stride * E::BYTES);
+        let ahead = E::PREFETCH.then(|| keys.values_ahead(piece, shape, 0, offset));
         // SAFETY: the caller's duty.
         unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES, ahead)) };
         position += here;
@@ -282,18 +280,14 @@ unsafe fn add_run<S: Simd, E: Element>(
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(
-    args: PvArgs,
-    vectors: usize,
-    ahead: impl Fn(usize) -> Ahead,
-) {
+unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize, ahead: Option<Ahead>) {
     let most = S::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
         let (left, bytes) = (vectors - done, done * LANES * E::BYTES);
         let args = PvArgs {
             values: args.values.wrapping_add(bytes),
-            ahead: if E::PREFETCH { ahead(bytes) } else { args.ahead },
+            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
             out: args.out.wrapping_add(done * LANES),
             ..args
         };

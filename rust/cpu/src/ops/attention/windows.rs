@@ -4,7 +4,6 @@
 //! to the hardware. Keys are scored that way. Values must be added in ascending order, so their own reads stay one
 //! stream, but the prefetches that accompany them walk the blocks ahead side by side. No result depends on it.
 
-use std::ptr::null;
 use std::sync::OnceLock;
 
 /// Bytes of a cache line.
@@ -12,44 +11,52 @@ pub(super) const LINE: usize = 64;
 /// Most blocks side by side.
 pub(super) const STREAMS: usize = 4;
 /// Most lines that a step of the kernels reads of a block.
-const LINES: usize = 8;
+pub(super) const LINES: usize = 8;
 
-/// Lines to prefetch at each step over values: `lines` at step 0, each advancing `step` bytes.
+/// What to prefetch at each step over values, one row of them: the lines of a row come in turn from each of
+/// `1 << shift` blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    pub(super) lines: [*const u8; LINES],
+    at: [*const u8; STREAMS],
+    shift: u32,
+    /// Bytes into each block at step 0.
+    before: usize,
+    /// First line of a row.
+    first: usize,
+    /// Bytes that each line advances from one step to the next.
     pub(super) step: usize,
 }
 
 impl Ahead {
-    /// For kernels that do not prefetch.
-    pub(super) const NOTHING: Self = Self { lines: [null(); LINES], step: 0 };
-
-    /// The same from step `steps` on.
-    pub(super) fn after(mut self, steps: usize) -> Self {
-        for line in &mut self.lines {
-            *line = line.wrapping_add(steps * self.step);
-        }
-        self
-    }
-
-    /// Lines from byte `first` of a row on, of the rows of `row` bytes of block number `part` of a window: the
-    /// window's lines come in turn from each of the `1 << shift` blocks `at`, which have `block` bytes each.
+    /// Beside block number `part` of a window: rows of `row` bytes from the `1 << shift` blocks `at`, which have
+    /// `block` bytes each, from step `steps` on.
     #[inline]
     pub(super) fn side_by_side(
-        at: &[*const u8; STREAMS],
+        at: [*const u8; STREAMS],
         shift: u32,
         part: usize,
-        block: usize,
-        row: usize,
-        first: usize,
+        (block, row): (usize, usize),
+        steps: usize,
     ) -> Self {
-        let (mask, before, first) = ((1 << shift) - 1, part * (block >> shift), first / LINE);
-        let lines = std::array::from_fn(|index| {
-            let line = first + index;
-            at[line & mask].wrapping_add(before + (line >> shift) * LINE)
-        });
-        Self { lines, step: row >> shift }
+        let step = row >> shift;
+        Self { at, shift, before: part * (block >> shift) + steps * step, first: 0, step }
+    }
+
+    /// The same from byte `byte` of each row on; nothing inside a line, which came with its first byte.
+    #[inline]
+    pub(super) fn at_byte(self, byte: usize) -> Option<Self> {
+        byte.is_multiple_of(LINE).then_some(Self { first: byte / LINE, ..self })
+    }
+
+    /// The first `count` lines at step 0.
+    #[inline(always)]
+    pub(super) fn lines(&self, count: usize) -> [*const u8; LINES] {
+        let mask = (1 << self.shift) - 1;
+        let mut lines = [self.at[0]; LINES];
+        for (line, to) in (self.first..).zip(&mut lines[..count]) {
+            *to = self.at[line & mask].wrapping_add(self.before + (line >> self.shift) * LINE);
+        }
+        lines
     }
 }
 
@@ -117,10 +124,13 @@ mod tests {
             let at = std::array::from_fn(|block| memory[block * BLOCK..].as_ptr());
             let mut seen = vec![0; width * BLOCK / LINE];
             for part in 0..width {
-                let ahead = Ahead::side_by_side(&at, shift, part, BLOCK, row, 0);
                 for step in 0..BLOCK / row {
-                    for line in &ahead.after(step).lines[..row / LINE] {
-                        seen[(*line as usize - memory.as_ptr() as usize) / LINE] += 1;
+                    let ahead = Ahead::side_by_side(at, shift, part, (BLOCK, row), step);
+                    assert!(ahead.at_byte(LINE / 2).is_none());
+                    let lines = (0..row).step_by(LINE).map(|byte| ahead.at_byte(byte).unwrap().lines(1)[0]);
+                    assert_eq!(lines.clone().collect::<Vec<_>>(), ahead.lines(row / LINE)[..row / LINE]);
+                    for line in lines {
+                        seen[(line as usize - memory.as_ptr() as usize) / LINE] += 1;
                     }
                 }
             }
