@@ -242,11 +242,16 @@ impl<'a> Rows<'a> {
         self.pointer
     }
 
+    /// Elements `begin..begin + len` of row `index`.
+    pub fn part(&self, index: usize, begin: usize, len: usize) -> &'a [f32] {
+        assert!(index < self.rows && begin + len <= self.width, "part out of range");
+        // SAFETY: in range, and `from_raw`/`new` promised the memory.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(index * self.stride + begin), len) }
+    }
+
     /// Row `index`.
     pub fn row(&self, index: usize) -> &'a [f32] {
-        assert!(index < self.rows, "row out of range");
-        // SAFETY: in range, and `from_raw`/`new` promised the memory.
-        unsafe { std::slice::from_raw_parts(self.pointer.add(index * self.stride), self.width) }
+        self.part(index, 0, self.width)
     }
 }
 

@@ -43,7 +43,9 @@ pub(super) enum Phase {
         /// Other than `Store` for integer weights only.
         then: Then,
     },
+    /// `heads` on each head, then its key and value into the cache.
     KvStore {
+        heads: Vec<RowOp>,
         k: Place,
         v: Place,
         group: usize,
@@ -236,7 +238,8 @@ impl Compiler<'_> {
             }
             Op::KvStore { k, v, group, layer } => {
                 let (k, v) = (self.place(k)?, self.place(v)?);
-                self.plan.phases.push(Phase::KvStore { k, v, group: *group, layer: *layer });
+                let heads = self.take_head_ops(*group);
+                self.plan.phases.push(Phase::KvStore { heads, k, v, group: *group, layer: *layer });
             }
             Op::Attention { q, out, group, layer, num_heads, softmax_scale } => {
                 let (q, out) = (self.place(q)?, self.place(out)?);
@@ -289,6 +292,26 @@ impl Compiler<'_> {
         match self.plan.phases.last_mut() {
             Some(Phase::Rows(of, chain)) if *of == rows => chain.push(op),
             _ => self.plan.phases.push(Phase::Rows(rows, vec![op])),
+        }
+    }
+
+    /// The chain before a store, taken away, if it treats the heads of queries and keys alone and can be cut where the
+    /// store is.
+    fn take_head_ops(&mut self, group: usize) -> Vec<RowOp> {
+        let Some(group) = self.program.kv_groups.get(group) else { return Vec::new() };
+        let fits = |op: &RowOp| match op {
+            RowOp::HeadNorm { x, head_dim, .. } | RowOp::Rope { x, head_dim, .. } => {
+                *head_dim == group.head_dim && x.width.is_multiple_of(group.num_kv_heads * head_dim)
+            }
+            _ => false,
+        };
+        match self.plan.phases.last_mut() {
+            Some(Phase::Rows(RowsOf::T, chain)) if chain.iter().all(fits) => {
+                let chain = std::mem::take(chain);
+                self.plan.phases.pop();
+                chain
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -104,7 +104,8 @@ pub(super) fn labels(plan: &Plan, program: &Program) -> Vec<String> {
                 .parameters
                 .get(*weight)
                 .map_or_else(String::new, |parameter| without_layer(&parameter.name).to_owned()),
-            Phase::KvStore { .. } => "kv_store".into(),
+            Phase::KvStore { heads, .. } if heads.is_empty() => "kv_store".into(),
+            Phase::KvStore { .. } => "rope, kv_store".into(),
             Phase::Attention { group, .. } => match program.kv_groups.get(*group).and_then(|g| g.window) {
                 Some(window) => format!("attention, window {window}"),
                 None => "attention".into(),
@@ -150,7 +151,7 @@ fn cost(phase: &Phase, row_bytes: u64, model: &Model, step: &StepView<'_>, size:
             (weight + bytes(x) + bytes(out), 2 * rows(x) * x.width as u64 * outputs)
         }
         Phase::Linear { .. } => (0, 0),
-        Phase::KvStore { group, .. } => (size.tokens as u64 * slot_bytes(model, *group), 0),
+        Phase::KvStore { group, .. } => (size.tokens as u64 * (row_bytes + slot_bytes(model, *group)), 0),
         Phase::Attention { q, out, group, num_heads, .. } => {
             let (keys, pairs) = visible(step, model.windows[*group]);
             let head_dim = model.kv[*group].head_dim() as u64;
@@ -163,7 +164,7 @@ fn cost(phase: &Phase, row_bytes: u64, model: &Model, step: &StepView<'_>, size:
 
 /// Bytes that a chain reads or writes per row, each place once: a row is in the cache from one op to the next.
 fn row_bytes(phase: &Phase) -> u64 {
-    let Phase::Rows(_, chain) = phase else { return 0 };
+    let (Phase::Rows(_, chain) | Phase::KvStore { heads: chain, .. }) = phase else { return 0 };
     let mut all: Vec<&Place> = Vec::new();
     for op in chain {
         let named = match op {

@@ -4,7 +4,7 @@ use super::Model;
 use super::compile::{Base, NormOf, Phase, Place, RowOp};
 use super::profile::Profile;
 use super::step_check::StepSize;
-use crate::ops::attention::{AttentionArgs, attention, copy_blocks, kv_store};
+use crate::ops::attention::{AttentionArgs, StorePart, attention, copy_blocks, kv_store_after};
 use crate::ops::elementwise::{add, gate, glu, scale, soft_cap};
 use crate::ops::linear::linear;
 use crate::ops::norm::{Norm, head_norm, rms_norm};
@@ -67,10 +67,10 @@ impl<'a> Replay<'a> {
                     Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),
                 }
             }
-            Phase::KvStore { k, v, group, layer } => {
-                let slots = self.step.groups[*group].slot_mapping;
+            Phase::KvStore { heads, k, v, group, layer } => {
+                let (pool, slots) = (&model.kv[*group], self.step.groups[*group].slot_mapping);
                 let (k, v) = (self.read(*k), self.read(*v));
-                kv_store(worker, isa, &model.kv[*group], *layer, k, v, slots);
+                kv_store_after(worker, isa, pool, *layer, k, v, slots, |part| self.head_ops(heads, part));
             }
             Phase::Attention { q, out, group, layer, num_heads, scale, scratch } => {
                 let args = AttentionArgs {
@@ -84,6 +84,7 @@ impl<'a> Replay<'a> {
                 };
                 let (q, out) = (self.read(*q), self.write(*out));
                 attention(worker, isa, &args, q, out, &model.attention[*scratch]);
+                self.look_ahead(worker, index);
             }
             Phase::Logits { x, multiplier, soft_cap } => {
                 self.scale_logits(worker, *x, *multiplier, *soft_cap)
@@ -108,7 +109,8 @@ impl<'a> Replay<'a> {
         worker.share_then(count.div_ceil(chunk), work, || self.look_ahead(worker, index));
     }
 
-    /// Ask for the weights that this worker will stream next, before it waits for the others at the end of a phase.
+    /// Ask for the weights that this worker will stream next, while it waits for the others at the end of a phase or makes
+    /// the activations ready.
     fn look_ahead(&self, worker: &Worker<'_>, index: usize) {
         let Some((weight, then, rows)) = self.model.plan.next_linear(index) else { return };
         if let Weight::Quantized(matrix) = self.weight(weight) {
@@ -134,15 +136,7 @@ impl<'a> Replay<'a> {
                 let norm = self.norm(norm);
                 rms_norm(isa, self.row(*x, row), norm, self.row_mut(*out, row));
             }
-            RowOp::HeadNorm { x, head_dim, weight, eps, weight_offset, scale } => {
-                let weight = weight.map(|weight| self.vector(weight));
-                let norm = Norm { weight, eps: *eps, weight_offset: *weight_offset, scale: *scale };
-                head_norm(isa, self.row_mut(*x, row), *head_dim, norm);
-            }
-            RowOp::Rope { x, head_dim, table } => {
-                let (cos, sin) = self.rope_row(*table, row);
-                rope(isa, self.row_mut(*x, row), *head_dim, cos, sin);
-            }
+            RowOp::HeadNorm { x, .. } | RowOp::Rope { x, .. } => self.head_op(op, row, self.row_mut(*x, row)),
             RowOp::Glu { gate, up, out } => {
                 glu(isa, self.row(*gate, row), self.row(*up, row), self.row_mut(*out, row));
             }
@@ -152,6 +146,35 @@ impl<'a> Replay<'a> {
                 let from = self.row(*x, self.step.logit_rows[row] as usize);
                 self.row_mut(*out, row).copy_from_slice(from);
             }
+        }
+    }
+
+    /// Head norms and rotations of some rows and heads.
+    fn head_ops(&self, ops: &[RowOp], of: &StorePart) {
+        for row in of.tokens.clone() {
+            for op in ops {
+                if let RowOp::HeadNorm { x, .. } | RowOp::Rope { x, .. } = op {
+                    let width = x.width / of.parts;
+                    // SAFETY: each row and part is one worker's, one op at a time.
+                    self.head_op(op, row, unsafe { self.write(*x).part(row, of.part * width, width) });
+                }
+            }
+        }
+    }
+
+    /// A head norm or a rotation of some heads of a row.
+    fn head_op(&self, op: &RowOp, row: usize, heads: &mut [f32]) {
+        match op {
+            RowOp::HeadNorm { head_dim, weight, eps, weight_offset, scale, .. } => {
+                let weight = weight.map(|weight| self.vector(weight));
+                let norm = Norm { weight, eps: *eps, weight_offset: *weight_offset, scale: *scale };
+                head_norm(self.model.isa, heads, *head_dim, norm);
+            }
+            RowOp::Rope { head_dim, table, .. } => {
+                let (cos, sin) = self.rope_row(*table, row);
+                rope(self.model.isa, heads, *head_dim, cos, sin);
+            }
+            _ => unreachable!("not an op on heads"),
         }
     }
 

@@ -4,6 +4,8 @@
 //! by the values as rows, `[block_size, head_dim]`; `codes` tells what integers look like instead. A lane of a key vector is a token, so a score is one chain of
 //! multiply-adds over ascending d with no horizontal sum.
 
+use std::ops::Range;
+
 use super::codes;
 use super::simd::{self, Element};
 use crate::error::CpuError;
@@ -11,8 +13,10 @@ use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows};
 
-/// Tokens that one worker stores together.
+/// Tokens that one worker stores together, at most.
 const STORE_TOKENS: usize = 16;
+/// Items of a store per worker that are wanted.
+const STORE_ITEMS_PER_WORKER: usize = 4;
 
 /// What keys and values are kept as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,21 +203,58 @@ pub fn kv_store(
     v: Rows<'_>,
     slot_mapping: &[i32],
 ) {
-    let width = pool.num_kv_heads * pool.head_dim;
+    kv_store_after(worker, isa, pool, layer, k, v, slot_mapping, |_| {});
+}
+
+/// Some tokens and some heads of keys and values, which one worker stores.
+pub(crate) struct StorePart {
+    pub(crate) tokens: Range<usize>,
+    /// Part `part` of `parts` equal ones of the heads.
+    pub(crate) part: usize,
+    pub(crate) parts: usize,
+}
+
+/// [`kv_store`] of keys and values that `before` makes, or finishes: it is called with each part, and nobody else touches
+/// what that has in `k` and `v` until it is stored.
+///
+/// # Panics
+/// Those of `kv_store`.
+#[allow(clippy::too_many_arguments, reason = "those of `kv_store` and one more")]
+pub(crate) fn kv_store_after(
+    worker: &Worker<'_>,
+    isa: Isa,
+    pool: &KvPool,
+    layer: usize,
+    k: Rows<'_>,
+    v: Rows<'_>,
+    slot_mapping: &[i32],
+    before: impl Fn(&StorePart),
+) {
+    let (heads, dim, count) = (pool.num_kv_heads, pool.head_dim, slot_mapping.len());
+    let width = heads * dim;
     assert!(isa.is_supported(), "this processor has no {isa}");
     assert!(k.width() == width && v.width() == width, "k or v has the wrong width, expected {width}");
-    assert!(k.rows() == slot_mapping.len() && v.rows() == slot_mapping.len(), "one slot per token");
-    let chunks = slot_mapping.len().div_ceil(STORE_TOKENS);
-    worker.share(chunks * pool.num_kv_heads, |item| {
-        let (kv_head, first) = (item % pool.num_kv_heads, item / pool.num_kv_heads * STORE_TOKENS);
-        let columns = kv_head * pool.head_dim..(kv_head + 1) * pool.head_dim;
-        for (token, slot) in slot_mapping.iter().enumerate().skip(first).take(STORE_TOKENS) {
-            let Ok(slot) = usize::try_from(*slot) else { continue };
-            let at = pool.at(layer, slot / pool.block_size, kv_head);
-            let offset = slot % pool.block_size;
-            let (k, v) = (&k.row(token)[columns.clone()], &v.row(token)[columns.clone()]);
-            // SAFETY: the offset lies in the block; the slot is this item's alone; `isa` is supported.
-            unsafe { store_token(isa, pool, at, offset, k, v) };
+    assert!(k.rows() == count && v.rows() == count, "one slot per token");
+    // Heads are told apart only where there are too few tokens: all heads of a token are quicker than one of many.
+    let wanted = STORE_ITEMS_PER_WORKER * worker.count();
+    let chunk = (count / wanted).clamp(1, STORE_TOKENS);
+    let (chunks, mut parts) = (count.div_ceil(chunk), 1);
+    while chunks * parts < wanted && heads.is_multiple_of(2 * parts) {
+        parts *= 2;
+    }
+    worker.share(chunks * parts, |item| {
+        let (part, first) = (item % parts, item / parts * chunk);
+        let tokens = first..count.min(first + chunk);
+        before(&StorePart { tokens: tokens.clone(), part, parts });
+        for kv_head in heads / parts * part..heads / parts * (part + 1) {
+            for token in tokens.clone() {
+                let Ok(slot) = usize::try_from(slot_mapping[token]) else { continue };
+                let at = pool.at(layer, slot / pool.block_size, kv_head);
+                let offset = slot % pool.block_size;
+                let (k, v) = (k.part(token, kv_head * dim, dim), v.part(token, kv_head * dim, dim));
+                // SAFETY: the offset lies in the block; the slot is this item's alone; `isa` is supported.
+                unsafe { store_token(isa, pool, at, offset, k, v) };
+            }
         }
     });
 }

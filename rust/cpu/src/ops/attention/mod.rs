@@ -18,6 +18,7 @@ mod simd;
 mod windows;
 
 pub use cache::{KvPool, KvType, copy_blocks, kv_store};
+pub(crate) use cache::{StorePart, kv_store_after};
 pub use scratch::{AttentionScratch, AttentionScratchSpec};
 
 use crate::isa::Isa;
