@@ -9,7 +9,9 @@ Source: the roofline model, Williams, Waterman and Patterson, CACM 52(4), 2009.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +91,13 @@ class WorkReport:
     """One kind of work.
 
     Args:
+        bandwidth_gb_s: read by all threads just before each measurement, the roof of what moves bytes.
         tok_per_s: median over the measurements; `attainable_tok_per_s` is what the roofs would allow all ops together.
         step_ms: of one step; `engine_ms` of it is planning and sampling.
     """
 
     name: str
+    bandwidth_gb_s: float
     tok_per_s: float
     attainable_tok_per_s: float
     step_ms: float
@@ -107,7 +111,7 @@ class BenchReport:
 
     Args:
         machine: what `pyrite env` says of the processor; `isa` is the instruction level that was measured.
-        bandwidth_gb_s: read by all threads, the roof of what moves bytes.
+        bandwidth_gb_s: median over the kinds of work.
         peak_gop_s: per kind of arithmetic, of all threads in registers by the instructions of that level.
     """
 
@@ -135,7 +139,8 @@ class BenchReport:
             lines += [
                 "",
                 f"{work.name}: {work.tok_per_s:,.1f} tok/s, {100 * share:.0f} % of {work.attainable_tok_per_s:,.1f}; "
-                f"{work.step_ms:.2f} ms a step, {work.engine_ms:.2f} of them planning and sampling",
+                f"{work.step_ms:.2f} ms a step, {work.engine_ms:.2f} of them planning and sampling; "
+                f"{work.bandwidth_gb_s:.1f} GB/s read",
                 f"  {'op':<24}{'calls':>6}{'ms':>9}{'share':>7}{'MB':>10}{'Gop':>9}{'GB/s':>8}{'Gop/s':>9}"
                 f"{'best ms':>9}{'reached':>9}  bound by",
             ]
@@ -168,26 +173,25 @@ def benchmark(model: str | None = None, work: Work | None = None, **keywords: An
     config = dataclasses.replace(config, max_model_len=work.longest())
     plan = plan_memory(opened, config)
     threads = num_threads(config, environment)
-    before = measure_bandwidth(threads)
     bench = build_workbench(opened, config, environment, plan, vocab_limit=opened.program.vocab_size)
     try:
-        timed = _measure(bench, work)
+        timed = _measure(bench, work, threads)
     finally:
         bench.close()
-    kinds = sorted({op["arithmetic"] for runs in timed.values() for run in runs for op in run.ops})
-    bandwidth = statistics.median((before, measure_bandwidth(threads)))
+    kinds = sorted({op["arithmetic"] for runs in timed.values() for _, run in runs for op in run.ops})
     facts = machine()
     isa = environment.cpu_isa or str(facts["isa"])
     peaks = {kind: measure_peak(kind, threads, isa) for kind in kinds}
+    works = tuple(_report(name, runs, peaks) for name, runs in timed.items())
     return BenchReport(
         model=str(folder),
         quantization=config.quantization,
         weight_bytes=plan.weight_bytes,
         machine=facts | {"isa": isa},
         threads=threads,
-        bandwidth_gb_s=bandwidth,
+        bandwidth_gb_s=statistics.median(report.bandwidth_gb_s for report in works),
         peak_gop_s=peaks,
-        works=tuple(_report(name, runs, bandwidth, peaks) for name, runs in timed.items()),
+        works=works,
     )
 
 
@@ -204,26 +208,31 @@ def _config(keywords: dict[str, Any], work: Work) -> EngineConfig:
     return config
 
 
-def _measure(bench: Workbench, work: Work) -> dict[str, list[Timed]]:
-    """All kinds of work in turns, so that drifts of the machine meet all of them; the first turn warms up."""
-    timed: dict[str, list[Timed]] = {}
+def _measure(bench: Workbench, work: Work, threads: int) -> dict[str, list[tuple[float, Timed]]]:
+    """Read bandwidth and times of all kinds of work in turns, so that drifts of the machine meet all of them; the first
+    turn warms up."""
+    works: dict[str, Callable[[], Timed]] = {
+        f"prefill of {work.prompt_tokens} tokens": lambda: bench.prefill(work.prompt_tokens)
+    }
+    for what, sequences, context in (
+        ("empty context", 1, EMPTY_CONTEXT),
+        (f"context of {work.context_tokens} tokens", 1, work.context_tokens),
+        (f"{work.sequences} sequences", work.sequences, EMPTY_CONTEXT),
+    ):
+        works[f"decode, {what}"] = functools.partial(bench.decode, sequences, context, work.decode_tokens)
+    timed: dict[str, list[tuple[float, Timed]]] = {name: [] for name in works}
     for turn in range(work.repeats + 1):
-        for name, run in (
-            (f"prefill of {work.prompt_tokens} tokens", bench.prefill(work.prompt_tokens)),
-            ("decode, empty context", bench.decode(1, EMPTY_CONTEXT, work.decode_tokens)),
-            (
-                f"decode, context of {work.context_tokens} tokens",
-                bench.decode(1, work.context_tokens, work.decode_tokens),
-            ),
-            (f"decode, {work.sequences} sequences", bench.decode(work.sequences, EMPTY_CONTEXT, work.decode_tokens)),
-        ):
+        for name, run in works.items():
+            bandwidth = measure_bandwidth(threads)
+            result = run()
             if turn:
-                timed.setdefault(name, []).append(run)
+                timed[name].append((bandwidth, result))
     return timed
 
 
-def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dict[str, float]) -> WorkReport:
-    """Medians over the runs, which are all of the same steps."""
+def _report(name: str, measured: list[tuple[float, Timed]], peak_gop_s: dict[str, float]) -> WorkReport:
+    """Medians over the measurements, which are all of the same steps."""
+    bandwidth_gb_s, runs = statistics.median(bandwidth for bandwidth, _ in measured), [run for _, run in measured]
     steps = max(op["calls"] for op in runs[0].ops if op["op"] == "head")
     step_ms = 1e3 * statistics.median(run.seconds for run in runs) / steps
     ops = []
@@ -253,6 +262,7 @@ def _report(name: str, runs: list[Timed], bandwidth_gb_s: float, peak_gop_s: dic
     tokens_per_step = runs[0].tokens / steps
     return WorkReport(
         name=name,
+        bandwidth_gb_s=bandwidth_gb_s,
         tok_per_s=tokens_per_step / step_ms * 1e3,
         attainable_tok_per_s=tokens_per_step / at_best_ms * 1e3 if at_best_ms else 0.0,
         step_ms=step_ms,
