@@ -25,6 +25,8 @@ const MANY_ITEMS_PER_WORKER: usize = 16;
 const START: usize = 16 << 10;
 /// Most rows of x that stream the weights.
 const FEW: usize = 2;
+/// Most rows of x for which memory is all that weights wait for, so that they may pass the outer caches by.
+const PASSING: usize = 4;
 /// Fewest rows of x that count as many: for them it pays to make panels of 4-bit codes wide.
 const MANY: usize = 128;
 /// Bytes of wide panels that every tile meets while they lie in the second cache, unless two panels have more.
@@ -146,7 +148,7 @@ impl Call<'_> {
 
     /// How far ahead to prefetch weights past the outer caches; None for into them.
     fn passing(&self) -> Option<usize> {
-        Tuning::get().passing.filter(|_| self.tiles.tokens <= FEW && self.isa != Isa::Avx2)
+        Tuning::get().passing.filter(|_| self.tiles.tokens <= PASSING && self.isa != Isa::Avx2)
     }
 
     fn stream(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
@@ -191,7 +193,7 @@ impl Call<'_> {
         let (panel, index) = (self.weight.panel_bytes(), tile - tiles.start);
         let (ahead, spread) = match tiles.len() {
             2 if self.weight.format().bits == 8 => (panel + index * panel / 2, 1),
-            _ if index == 0 => (Tuning::get().ahead, 0),
+            _ if index == 0 => (self.passing().unwrap_or(Tuning::get().ahead), 0),
             len if index + 1 == len => (panel, 0),
             _ => (0, 0),
         };
