@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use super::integers::{self, Integers, integer_kernels};
 use super::kernels;
-use super::simd::{Element, PvArgs, QkArgs, Simd, Widen};
+use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
+use super::store;
 use crate::math;
 
 /// See [`Simd`].
@@ -26,6 +27,31 @@ unsafe fn bf16_of(x: __m256) -> __m256i {
         let rounded = _mm256_srli_epi32::<16>(round);
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan)
+    }
+}
+
+/// Lane i of vector j becomes lane j of vector i.
+#[inline(always)]
+unsafe fn transpose8(x: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the level is the caller's duty.
+    unsafe {
+        let mut quads = x;
+        for four in 0..2 {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|index| x[4 * four + index]);
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (next_low, next_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            quads[4 * four] = _mm256_shuffle_ps::<0x44>(low, next_low);
+            quads[4 * four + 1] = _mm256_shuffle_ps::<0xee>(low, next_low);
+            quads[4 * four + 2] = _mm256_shuffle_ps::<0x44>(high, next_high);
+            quads[4 * four + 3] = _mm256_shuffle_ps::<0xee>(high, next_high);
+        }
+        let mut out = x;
+        for lane in 0..4 {
+            let (a, b) = (quads[lane], quads[lane + 4]);
+            out[lane] = _mm256_permute2f128_ps::<0x20>(a, b);
+            out[lane + 4] = _mm256_permute2f128_ps::<0x31>(a, b);
+        }
+        out
     }
 }
 
@@ -167,6 +193,26 @@ impl Simd for Avx2 {
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(x: [Pair; LANES]) -> [Pair; LANES] {
+        // SAFETY: the level is the caller's duty.
+        unsafe {
+            let mut out = x;
+            for (from, eight) in [(0, [0, 1, 2, 3, 4, 5, 6, 7]), (8, [8, 9, 10, 11, 12, 13, 14, 15])] {
+                let low = transpose8(eight.map(|index: usize| x[index].0));
+                let high = transpose8(eight.map(|index: usize| x[index].1));
+                for lane in 0..8 {
+                    if from == 0 {
+                        (out[lane].0, out[lane + 8].0) = (low[lane], high[lane]);
+                    } else {
+                        (out[lane].1, out[lane + 8].1) = (low[lane], high[lane]);
+                    }
+                }
+            }
+            out
+        }
     }
 
     super::levels::level_kernels!("avx2,fma,f16c");

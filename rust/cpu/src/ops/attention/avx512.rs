@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::kernels;
-use super::simd::{Element, PvArgs, QkArgs, Simd, Widen};
+use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
+use super::store;
 use crate::math;
 
 /// See [`Simd`].
@@ -131,6 +132,38 @@ impl Simd for Avx512 {
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(x: [__m512; LANES]) -> [__m512; LANES] {
+        // Pairs of lanes, then of pairs, then of quarters, each within or across 128-bit quarters.
+        // SAFETY: the level is the caller's duty.
+        unsafe {
+            let mut quads = x;
+            for four in 0..4 {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|index| x[4 * four + index]);
+                let low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let next_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let next_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                quads[4 * four] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+                quads[4 * four + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+                quads[4 * four + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+                quads[4 * four + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+            }
+            let mut out = x;
+            for lane in 0..4 {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|index| quads[index + lane]);
+                let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (next_even, next_odd) =
+                    (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                out[lane] = _mm512_shuffle_f32x4::<0x88>(even, next_even);
+                out[lane + 4] = _mm512_shuffle_f32x4::<0x88>(odd, next_odd);
+                out[lane + 8] = _mm512_shuffle_f32x4::<0xdd>(even, next_even);
+                out[lane + 12] = _mm512_shuffle_f32x4::<0xdd>(odd, next_odd);
+            }
+            out
+        }
     }
 
     super::levels::level_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");

@@ -7,14 +7,15 @@
 use std::ops::Range;
 
 use super::codes;
-use super::simd::{self, Element};
+use super::simd::{self, Element, LANES};
+use super::store;
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows};
 
 /// Tokens that one worker stores together, at most.
-const STORE_TOKENS: usize = 16;
+const STORE_TOKENS: usize = 32;
 /// Items of a store per worker that are wanted.
 const STORE_ITEMS_PER_WORKER: usize = 4;
 
@@ -113,6 +114,12 @@ impl KvPool {
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// All blocks.
+    #[cfg(test)]
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
     }
 
     /// Layers of the group.
@@ -237,7 +244,11 @@ pub(crate) fn kv_store_after(
     assert!(k.rows() == count && v.rows() == count, "one slot per token");
     // Heads are told apart only where there are too few tokens: all heads of a token are quicker than one of many.
     let wanted = STORE_ITEMS_PER_WORKER * worker.count();
-    let chunk = (count / wanted).clamp(1, STORE_TOKENS);
+    let chunk = match count / wanted {
+        few if few < LANES / 2 => few.max(1),
+        // Whole groups that are transposed together.
+        many => many.next_multiple_of(LANES).min(STORE_TOKENS),
+    };
     let (chunks, mut parts) = (count.div_ceil(chunk), 1);
     while chunks * parts < wanted && heads.is_multiple_of(2 * parts) {
         parts *= 2;
@@ -247,41 +258,89 @@ pub(crate) fn kv_store_after(
         let tokens = first..count.min(first + chunk);
         before(&StorePart { tokens: tokens.clone(), part, parts });
         for kv_head in heads / parts * part..heads / parts * (part + 1) {
-            for token in tokens.clone() {
-                let Ok(slot) = usize::try_from(slot_mapping[token]) else { continue };
+            let columns = kv_head * dim..(kv_head + 1) * dim;
+            let mut token = tokens.start;
+            while token < tokens.end {
+                let Ok(slot) = usize::try_from(slot_mapping[token]) else {
+                    token += 1;
+                    continue;
+                };
                 let at = pool.at(layer, slot / pool.block_size, kv_head);
                 let offset = slot % pool.block_size;
-                let (k, v) = (k.part(token, kv_head * dim, dim), v.part(token, kv_head * dim, dim));
-                // SAFETY: the offset lies in the block; the slot is this item's alone; `isa` is supported.
-                unsafe { store_token(isa, pool, at, offset, k, v) };
+                let most = (tokens.end - token).min(pool.block_size - offset);
+                let run = token..token + consecutive(&slot_mapping[token..], most);
+                token = run.end;
+                // SAFETY: the offsets lie in the block; the slots are this item's alone; `isa` is supported.
+                unsafe { store_run(isa, pool, (at, offset), (k, v), run, columns.clone()) };
             }
         }
     });
 }
 
-/// Store one token's key and value of one head.
+/// How many of `slots`, at most `most`, ascend one by one from the first.
+fn consecutive(slots: &[i32], most: usize) -> usize {
+    slots.iter().take(most).zip(slots[0]..).take_while(|(slot, wanted)| *slot == wanted).count()
+}
+
+/// Columns `columns` of rows `tokens`.
+fn heads<'a>(
+    x: Rows<'a>,
+    tokens: Range<usize>,
+    columns: Range<usize>,
+) -> impl ExactSizeIterator<Item = &'a [f32]> + Clone {
+    tokens.map(move |token| x.part(token, columns.start, columns.len()))
+}
+
+/// Store `tokens` and `columns` of keys and values in slots from `offset` on of one block and head.
 ///
 /// # Safety
-/// `offset` must lie inside the block, nobody else may touch the token's slot, and `isa` must be supported.
-unsafe fn store_token(isa: Isa, pool: &KvPool, at: BlockHead, offset: usize, k: &[f32], v: &[f32]) {
-    let dtype = match pool.dtype {
-        KvType::Float(dtype) => dtype,
-        // SAFETY: the caller's duty.
-        KvType::Int8 => return unsafe { codes::store_token(isa, pool.block_size, at, offset, k, v) },
-    };
-    let (size, dim) = (dtype.size(), pool.head_dim);
-    // SAFETY: all addresses are of the token's slot in this block and head.
+/// The slots must lie inside the block, nobody else may touch them, and `isa` must be supported.
+unsafe fn store_run(
+    isa: Isa,
+    pool: &KvPool,
+    (at, offset): (BlockHead, usize),
+    (k, v): (Rows<'_>, Rows<'_>),
+    tokens: Range<usize>,
+    columns: Range<usize>,
+) {
+    let (k, v) = (heads(k, tokens.clone(), columns.clone()), heads(v, tokens, columns));
+    let (block_size, dim) = (pool.block_size, pool.head_dim);
+    // SAFETY: all addresses are of the tokens' slots in this block and head; the rest is the caller's duty.
     unsafe {
-        let values = std::slice::from_raw_parts_mut(at.values.add(offset * dim * size), dim * size);
-        simd::narrow(isa, dtype, v, values);
-        let mut piece = [0u8; 16 * 4];
-        for (begin, k) in (0..).step_by(16).zip(k.chunks(16)) {
+        let KvType::Float(dtype) = pool.dtype else {
+            for ((k, v), offset) in k.zip(v).zip(offset..) {
+                codes::store_token(isa, block_size, at, offset, k, v);
+            }
+            return;
+        };
+        for (v, offset) in v.zip(offset..) {
+            let bytes = dim * dtype.size();
+            let values = std::slice::from_raw_parts_mut(at.values.add(offset * bytes), bytes);
+            simd::narrow(isa, dtype, v, values);
+        }
+        if !store::store_keys(isa, dtype, k.clone(), (at.keys, offset, block_size)) {
+            for (k, offset) in k.zip(offset..) {
+                store_key(isa, dtype, k, at.keys.add(offset * dtype.size()), block_size);
+            }
+        }
+    }
+}
+
+/// Round one key to `dtype` and store its elements from `to` on, `stride` elements apart.
+///
+/// # Safety
+/// All destinations must be good for writes, and `isa` must be supported.
+unsafe fn store_key(isa: Isa, dtype: DType, k: &[f32], to: *mut u8, stride: usize) {
+    let mut piece = [0u8; 16 * 4];
+    for (begin, k) in (0..).step_by(16).zip(k.chunks(16)) {
+        // SAFETY: the caller's duty.
+        unsafe {
             simd::narrow(isa, dtype, k, &mut piece);
-            let key = at.keys.add((begin * pool.block_size + offset) * size);
+            let key = to.add(begin * stride * dtype.size());
             match dtype {
-                DType::F32 => scatter::<simd::F32>(&piece, k.len(), key, pool.block_size),
-                DType::F16 => scatter::<simd::F16>(&piece, k.len(), key, pool.block_size),
-                DType::Bf16 => scatter::<simd::Bf16>(&piece, k.len(), key, pool.block_size),
+                DType::F32 => scatter::<simd::F32>(&piece, k.len(), key, stride),
+                DType::F16 => scatter::<simd::F16>(&piece, k.len(), key, stride),
+                DType::Bf16 => scatter::<simd::Bf16>(&piece, k.len(), key, stride),
             }
         }
     }

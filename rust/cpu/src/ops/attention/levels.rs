@@ -53,6 +53,11 @@ macro_rules! level_kernels {
             // SAFETY: the caller's duty.
             unsafe { kernels::narrow::<Self, E>(from, to) }
         }
+        #[target_feature(enable = $features)]
+        unsafe fn store_keys<E: Element>(group: &store::Group<'_>) {
+            // SAFETY: the caller's duty.
+            unsafe { store::group::<Self, E>(group) }
+        }
     };
 }
 pub(super) use level_kernels;

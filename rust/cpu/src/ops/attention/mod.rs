@@ -15,6 +15,7 @@ mod problem;
 mod scalar;
 mod scratch;
 mod simd;
+mod store;
 mod windows;
 
 pub use cache::{KvPool, KvType, copy_blocks, kv_store};

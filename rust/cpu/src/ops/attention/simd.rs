@@ -4,6 +4,7 @@
 //! written once on top, so that every level performs the same operations in the same order.
 
 use super::kernels::Scores;
+use super::store;
 use super::windows::{Ahead, STREAMS};
 use crate::isa::Isa;
 use crate::tensor::DType;
@@ -100,6 +101,8 @@ pub(super) trait Simd: 'static {
     /// Lane 0.
     unsafe fn first(x: Self::V) -> f32;
     unsafe fn prefetch(at: *const u8);
+    /// Lane i of vector j becomes lane j of vector i.
+    unsafe fn transpose(x: [Self::V; LANES]) -> [Self::V; LANES];
 
     // The loops of `kernels`, compiled for this level.
     unsafe fn qk<E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs);
@@ -110,6 +113,7 @@ pub(super) trait Simd: 'static {
     unsafe fn divide(x: *const f32, by: f32, out: &mut [f32]);
     unsafe fn widen<E: Element>(from: *const u8, to: *mut f32, rows: usize, shape: Widen);
     unsafe fn narrow<E: Element>(from: &[f32], to: &mut [u8]);
+    unsafe fn store_keys<E: Element>(group: &store::Group<'_>);
 }
 
 /// How [`Simd::widen`] walks: `vectors` vectors of each row, rows `from_stride` and `to_stride` elements apart.
