@@ -2,7 +2,8 @@
 //!
 //! Decode lines give the bytes of keys and values per second against a read probe; prefill lines give the
 //! floating-point operations (4 per visible key, head and dimension) per second against a probe of multiply-adds
-//! in registers; `store` lines give the bytes of a prompt's keys and values. A probe runs before every call, and
+//! in registers; `store` lines give the bytes of a prompt's keys and values, `store step`
+//! lines those of one token of each of sixteen sequences. A probe runs before every call, and
 //! the medians are compared. Layers rotate, so that decode reads memory and not the cache; block tables are
 //! shuffled. A line runs when it contains every FILTER; `PYRITE_BENCH_THREADS` sets the workers (default 2). With
 //! one worker the clock is the process's CPU time, so that other processes on the machine disturb less.
@@ -65,6 +66,7 @@ fn main() {
                 let case = Case { heads, kv_heads, dim, len, block_size: 32, dtype };
                 bench.case(case, len);
                 bench.store(case);
+                bench.store_step(case);
             }
         }
     }
@@ -174,6 +176,32 @@ impl Bench {
                 times.push(self.now() - began);
             }
             let bytes = 2 * len * kv_heads * (4 * dim + dtype.head_bytes(dim));
+            report(&name, &mut times, &mut roofs, bytes as f64, "GB/s");
+        }
+    }
+
+    /// Storing one token of each of sixteen sequences, in blocks that are not in the cache.
+    fn store_step(&mut self, case: Case) {
+        const SEQUENCES: usize = 16;
+        let Case { kv_heads, dim, len, dtype, .. } = case;
+        for isa in levels(dtype) {
+            let name = format!("store step {kv_heads} D={dim} n={len} {} {isa} ", dtype.name());
+            if !self.wants(&name) {
+                continue;
+            }
+            let layers = ROTATE_BYTES.div_ceil(2 * len * kv_heads * dtype.head_bytes(dim));
+            let pool = self.filled(case, layers);
+            let all = slots(&table(len / case.block_size), case.block_size);
+            let own: Vec<i32> = (0..SEQUENCES).map(|index| all[index * len / SEQUENCES + 7]).collect();
+            let k = noise(SEQUENCES * kv_heads * dim);
+            let (mut times, mut roofs) = (Vec::new(), vec![self.read_roof()]);
+            for layer in (0..layers).cycle().take(64.max(layers)) {
+                let began = self.now();
+                let k = Rows::new(&k, kv_heads * dim);
+                self.workers.run(|worker| kv_store(worker, isa, &pool, layer, k, k, &own)).unwrap();
+                times.push(self.now() - began);
+            }
+            let bytes = 2 * SEQUENCES * kv_heads * (4 * dim + dtype.head_bytes(dim));
             report(&name, &mut times, &mut roofs, bytes as f64, "GB/s");
         }
     }

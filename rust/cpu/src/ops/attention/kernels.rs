@@ -116,21 +116,19 @@ pub(super) unsafe fn softmax<S: Simd>(scores: &Scores<'_>, sums: &mut [(f32, f32
             let (factor, lowest) = (S::splat(*factor), S::splat(f32::NEG_INFINITY));
             let mut most = lowest;
             each_vector(range, |place, mask| {
-                let at = scores.at.add(at + place);
-                let mut score = S::mul(S::load(at), factor);
+                let mut score = S::mul(S::load(scores.at.add(at + place)), factor);
                 if let Some(mask) = mask {
                     score = S::select(mask, score, lowest);
                 }
-                S::store(at, score);
                 most = S::max(most, score);
             });
             *max = S::maximum(most);
         }
-        for ((at, range), (max, sum)) in rows().zip(sums) {
-            let (shift, mut total) = (S::splat(*max), S::splat(0.0));
+        for (((at, range), factor), (max, sum)) in rows().zip(scores.factors).zip(sums) {
+            let (factor, shift, mut total) = (S::splat(*factor), S::splat(*max), S::splat(0.0));
             each_vector(range, |place, mask| {
                 let at = scores.at.add(at + place);
-                let mut p = S::exp(S::sub(S::load(at), shift));
+                let mut p = S::exp(S::sub(S::mul(S::load(at), factor), shift));
                 if let Some(mask) = mask {
                     p = S::select(mask, p, S::splat(0.0));
                 }
