@@ -258,6 +258,8 @@ fn all_forms_levels_and_worker_counts_agree() {
             (70, 384, 150),
             (70, 640, 7),
             (321, 1536, 1),
+            // More activations than a worker meets at once.
+            (33, 1536, 401),
         ] {
             let x: Vec<f32> = numbers(77, tokens * cols);
             check(&Canonical::arbitrary(rows, cols, format, 5), &x, &mut pools, tokens % 2 == 1);

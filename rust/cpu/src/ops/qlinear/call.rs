@@ -29,6 +29,8 @@ const FEW: usize = 2;
 const PASSING: usize = 4;
 /// Fewest rows of x that count as many: for them it pays to make panels of 4-bit codes wide.
 const MANY: usize = 128;
+/// Bytes of activations that stay in the second cache, beside a panel and the next one.
+const ACTIVATION_BYTES: usize = 640 << 10;
 /// Bytes of wide panels that every tile meets while they lie in the second cache, unless two panels have more.
 pub(super) const WIDE_BYTES: usize = 256 << 10;
 /// Fewest tokens of a tile that meets wide panels: what tiles of many rows have.
@@ -165,25 +167,30 @@ impl Call<'_> {
         worker.share_then(walk.items, work, at_end);
     }
 
-    /// Share the units (and, when they are few, the tiles of tokens) over the workers.
+    /// Share the units (and, when they are few, the tiles of tokens) over the workers. Where the activations are more than
+    /// the second cache holds, all units meet a part of them before the next part.
     fn tile_by_tile(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
         let (units, wanted) = (self.weight.panels() / panels_per_unit, ITEMS_PER_WORKER * worker.count());
         let whole = ITEM_BYTES.div_ceil(panels_per_unit * self.weight.panel_bytes() * self.tiles.count);
         let group = if worker.count() == 1 { 1 } else { whole.min(units / wanted).max(1) };
         let groups = units.div_ceil(group);
+        let rounds = self.tiles.bytes().div_ceil(ACTIVATION_BYTES).clamp(1, self.tiles.count);
         let wanted = if self.tiles.tokens < MANY { wanted } else { MANY_ITEMS_PER_WORKER * worker.count() };
-        let parts = if worker.count() == 1 { 1 } else { wanted.div_ceil(groups).clamp(1, self.tiles.count) };
+        let most = self.tiles.count / rounds;
+        let parts = if worker.count() == 1 { 1 } else { wanted.div_ceil(groups * rounds).clamp(1, most) };
         let work = |item: usize| {
-            let (first, part) = (item / parts * group, item % parts);
-            let tiles = self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts;
+            let (round, item) = (item / (groups * parts), item % (groups * parts));
+            let (first, part) = (item / parts * group, round * parts + item % parts);
+            let cut = |part: usize| self.tiles.count * part / (rounds * parts);
+            let tiles = cut(part)..cut(part + 1);
             for unit in first..units.min(first + group) {
                 for tile in tiles.clone() {
                     self.units(&[unit], units, tile, &self.packed(&tiles, tile));
                 }
             }
         };
-        worker.share_then(groups * parts, work, at_end);
+        worker.share_then(rounds * groups * parts, work, at_end);
     }
 
     /// What `tile` of the `tiles` that meet a panel one after another asks for: the first one brings the panel into the
