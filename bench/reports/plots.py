@@ -52,8 +52,8 @@ def title(result: dict[str, Any], what: str) -> str:
     return f"{result['model']}: {what}\n{cpu}, {head['threads']} threads, {head['date']}, commit {head['commit']}"
 
 
-def series(result: dict[str, Any], kind: str, threads: int) -> dict[str, Points]:
-    """(size, median tokens per second) by engine for one kind of work."""
+def series(result: dict[str, Any], kind: str, threads: int, what: str = "tok_per_s") -> dict[str, Points]:
+    """(size, median tokens per second, or `what` else) by engine for one kind of work."""
     found: dict[str, Points] = {}
     for key, row in result["rows"].items():
         work, num_threads = key.split()
@@ -61,8 +61,8 @@ def series(result: dict[str, Any], kind: str, threads: int) -> dict[str, Points]
         if name != kind or int(num_threads) != threads:
             continue
         for engine, cell in row.items():
-            if cell["tok_per_s"]:
-                found.setdefault(engine, []).append((float(size), statistics.median(cell["tok_per_s"])))
+            if cell[what]:
+                found.setdefault(engine, []).append((float(size), statistics.median(cell[what])))
     return {engine: sorted(points) for engine, points in found.items()}
 
 
@@ -74,9 +74,15 @@ def lines(axes: Axes, found: dict[str, Points], style: str = "o-", suffix: str =
 
 
 def decode_over_context(axes: Axes, result: dict[str, Any]) -> str:
-    """Tokens per second of one sequence over what is in its context."""
-    lines(axes, series(result, "decode", result["header"]["threads"]))
+    """Tokens per second of one sequence over what is in its context, and the read bandwidth measured at each point."""
+    threads = result["header"]["threads"]
+    lines(axes, series(result, "decode", threads))
     axes.set(xlabel="tokens in the context", ylabel="decode, tok/s", ylim=(0, None))
+    memory, style = axes.twinx(), {"linestyle": ":", "color": "0.6", "linewidth": 1}
+    for points in list(series(result, "decode", threads, "bandwidth_gb_s").values())[:1]:
+        memory.plot(*zip(*points, strict=True), **style)
+        axes.plot([], [], label="read bandwidth (right)", **style)
+    memory.set(ylabel="GB/s", ylim=(0, None))
     return title(result, "decode over context length")
 
 
