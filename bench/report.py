@@ -34,11 +34,13 @@ def results(kind: str) -> list[dict[str, Any]]:
 
 
 def text(*, everything: bool) -> str:
-    """The block of README.md, or with `everything` that of bench/README.md."""
-    quantized = long_table if everything else wide_table
+    """The block of README.md, of integer weights only int4 at the best level, or with `everything` that of
+    bench/README.md."""
+    quantized = results("quantized")
+    usual = [result for result in quantized if result["quantization"] == "int4" and result["isa"] != "avx2"]
     parts = (
         speed_table(results("cpu")),
-        quantized(results("quantized")),
+        long_table(quantized) if everything else wide_table(usual),
         mixed_table(results("mixed")),
         taken_core_table(results("taken-core")),
         load_table(results("load")),
