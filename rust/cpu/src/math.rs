@@ -1,8 +1,8 @@
 //! The exponential, written three times with the same bits: a scalar definition and two vector forms.
 //!
 //! Range reduction by a two-part ln 2, a degree-6 polynomial (coefficients as in Cephes `expf`), and scaling by
-//! 2^n in two halves (one instruction in AVX-512) so that the whole range works without special cases. Error below 2 ulp; exp(-inf) = 0,
-//! exp(inf) = inf, NaN stays NaN.
+//! 2^n in two halves (one instruction in AVX-512) so that the whole range works without special cases. Error below
+//! 2 ulp; exp(-inf) = 0, exp(inf) = inf, NaN stays NaN.
 
 const LOW: f32 = -110.0;
 const HIGH: f32 = 89.0;
