@@ -298,8 +298,17 @@ fn blocks_and_threads(chunk: usize) -> &'static [(usize, usize)] {
     }
 }
 
-fn vector_levels() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_supported())
+/// Levels of this processor that have a form for a cache of that type.
+fn levels(dtype: KvType) -> impl Iterator<Item = Isa> {
+    let exists = move |isa: &Isa| match dtype {
+        KvType::Bf16Pairs => matches!(isa, Isa::Scalar | Isa::Avx512Bf16),
+        KvType::Float(_) | KvType::Int8 => true,
+    };
+    Isa::ALL.into_iter().filter(move |isa| exists(isa) && isa.is_supported())
+}
+
+fn vector_levels(dtype: KvType) -> impl Iterator<Item = Isa> {
+    levels(dtype).filter(|isa| *isa != Isa::Scalar)
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -319,7 +328,12 @@ fn assert_same(got: &[f32], want: &[f32], what: impl std::fmt::Debug) {
 
 const FLOATS: [KvType; 3] =
     [KvType::Float(DType::F32), KvType::Float(DType::F16), KvType::Float(DType::Bf16)];
-const TYPES: [KvType; 4] = [FLOATS[0], FLOATS[1], FLOATS[2], KvType::Int8];
+const TYPES: [KvType; 5] = [FLOATS[0], FLOATS[1], FLOATS[2], KvType::Int8, KvType::Bf16Pairs];
+
+/// Types that a head of `dim` elements may have.
+fn types_of(dim: usize) -> impl Iterator<Item = KvType> {
+    TYPES.into_iter().filter(move |dtype| *dtype != KvType::Bf16Pairs || dim.is_multiple_of(2))
+}
 
 fn rounded(dtype: DType, x: f32) -> f32 {
     let mut bytes = [0; 4];
@@ -333,6 +347,10 @@ fn exact(shape: &Shape, tokens: &Tokens) -> Vec<f64> {
         KvType::Float(dtype) => {
             let store = |x: &Vec<f32>| x.iter().map(|x| f64::from(rounded(dtype, *x))).collect();
             (tokens.q.iter().map(|q| f64::from(*q)).collect(), store(&tokens.k), store(&tokens.v))
+        }
+        KvType::Bf16Pairs => {
+            let round = |x: &Vec<f32>| x.iter().map(|x| f64::from(rounded(DType::Bf16, *x))).collect();
+            (round(&tokens.q), round(&tokens.k), round(&tokens.v))
         }
         KvType::Int8 => {
             (coded(&tokens.q, shape.dim), coded(&tokens.k, shape.dim), coded(&tokens.v, shape.dim))
@@ -392,9 +410,13 @@ fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: impl std::fmt::
     assert!(worst.0 < tolerance, "{what:?}: error {:e} at {}", worst.0, worst.1);
 }
 
-/// Largest error of elements around 1: integers round the probabilities of a split to 16 bits as well.
+/// Largest error of elements around 1: integers round the probabilities of a split to 16 bits as well, pairs each to bf16.
 fn tolerance(dtype: KvType) -> f64 {
-    if dtype == KvType::Int8 { 2e-4 } else { 2e-6 }
+    match dtype {
+        KvType::Float(_) => 2e-6,
+        KvType::Int8 => 2e-4,
+        KvType::Bf16Pairs => 4e-3,
+    }
 }
 
 #[test]
@@ -402,7 +424,7 @@ fn scalar_is_close_to_the_exact_softmax() {
     for (heads, kv_heads, dim) in
         [(4, 4, 24), (6, 2, 60), (4, 2, 64), (7, 1, 80), (3, 1, 96), (4, 2, 128), (2, 1, 256)]
     {
-        for dtype in TYPES {
+        for dtype in types_of(dim) {
             for window in [None, Some(100)] {
                 let shape = Shape { dtype, window, ..Shape::new(heads, kv_heads, dim) };
                 let tokens = Tokens::new(&shape, 300, dim as u64);
@@ -427,11 +449,11 @@ fn every_level_has_the_bits_of_the_definition() {
         (11, 1, 33),
         (1, 1, 1),
     ] {
-        for dtype in TYPES {
+        for dtype in types_of(dim) {
             let shape = Shape { dtype, ..Shape::new(heads, kv_heads, dim) };
             let tokens = Tokens::new(&shape, 281, dim as u64);
             let want = bits(&run(shape, Way::plain(), &tokens, WHOLE));
-            for isa in vector_levels() {
+            for isa in vector_levels(dtype) {
                 for (chunk, block_size) in [(WHOLE, 16), (WHOLE, 256), (1, 32), (19, 128)] {
                     let way = Way { isa, block_size, seed: 7, ..Way::plain() };
                     let got = bits(&run(shape, way, &tokens, chunk));
@@ -448,9 +470,10 @@ fn bits_do_not_depend_on_chunks_blocks_and_threads() {
     for len in [1, 15, 16, 255, 256, 257, 1000] {
         chunks_blocks_and_threads(&shape, len, [1, 7, 61, WHOLE]);
     }
-    let shape = Shape { dtype: KvType::Int8, ..shape };
-    for len in [1, 15, 255, 600] {
-        chunks_blocks_and_threads(&shape, len, [1, 7, 61, WHOLE]);
+    for dtype in [KvType::Int8, KvType::Bf16Pairs] {
+        for len in [1, 15, 255, 600] {
+            chunks_blocks_and_threads(&Shape { dtype, ..shape }, len, [1, 7, 61, WHOLE]);
+        }
     }
 }
 
@@ -461,8 +484,10 @@ fn windows_hide_what_lies_behind_them() {
             chunks_blocks_and_threads(&Shape { window: Some(window), ..shape }, len, [1, 7, 61, WHOLE]);
         }
     }
-    for window in [1, 17, 300] {
-        let shape = Shape { window: Some(window), dtype: KvType::Int8, ..Shape::new(7, 1, 24) };
+    for (window, dtype) in
+        [1, 17, 300].into_iter().flat_map(|window| [KvType::Int8, KvType::Bf16Pairs].map(|dtype| (window, dtype)))
+    {
+        let shape = Shape { window: Some(window), dtype, ..Shape::new(7, 1, 24) };
         chunks_blocks_and_threads(&shape, 400, [1, 7, 61, WHOLE]);
     }
 }
@@ -472,7 +497,7 @@ fn chunks_blocks_and_threads(shape: &Shape, len: usize, chunks: [usize; 4]) {
     let tokens = Tokens::new(shape, len, len as u64);
     let want = run(*shape, Way::plain(), &tokens, WHOLE);
     assert_close(&want, &exact(shape, &tokens), tolerance(shape.dtype), (shape, len));
-    for isa in vector_levels() {
+    for isa in vector_levels(shape.dtype) {
         for chunk in chunks {
             for (block_size, threads) in blocks_and_threads(chunk).iter().copied() {
                 let way = Way { isa, threads, block_size, seed: chunk as u64, ..Way::plain() };
@@ -505,7 +530,10 @@ fn mixed(shape: Shape, way: Way, all: &[Tokens]) -> Vec<Vec<f32>> {
 #[test]
 fn a_sequence_does_not_see_its_batch() {
     let half = KvType::Float(DType::F16);
-    for (window, dtype) in [(None, half), (Some(300), half), (Some(300), KvType::Int8)] {
+    let pairs = KvType::Bf16Pairs;
+    for (window, dtype) in
+        [(None, half), (Some(300), half), (Some(300), KvType::Int8), (None, pairs), (Some(301), pairs)]
+    {
         let shape = Shape { window, dtype, ..Shape::new(6, 2, 80) };
         let all: Vec<Tokens> = [300, 700, 257, 90, 1000, 33]
             .iter()
@@ -513,7 +541,7 @@ fn a_sequence_does_not_see_its_batch() {
             .map(|(index, len)| Tokens::new(&shape, *len, 50 + index as u64))
             .collect();
         let alone: Vec<Vec<f32>> = all.iter().map(|tokens| run(shape, Way::plain(), tokens, WHOLE)).collect();
-        for isa in vector_levels().chain([Isa::Scalar]) {
+        for isa in levels(dtype) {
             for (threads, block_size) in [(1, 32), (2, 16), (3, 64)] {
                 let way = Way { isa, threads, block_size, seed: 9, ..Way::plain() };
                 for (index, got) in mixed(shape, way, &all).iter().enumerate() {
@@ -528,7 +556,7 @@ fn a_sequence_does_not_see_its_batch() {
 fn many_sequences_take_several_rounds() {
     let shape = Shape::new(64, 8, 16);
     let all: Vec<Tokens> = (0..40).map(|index| Tokens::new(&shape, 800 + index, index as u64)).collect();
-    for isa in vector_levels() {
+    for isa in vector_levels(shape.dtype) {
         let way = Way { isa, threads: 2, ..Way::plain() };
         let mut rig = Rig::new(shape, way, all.iter().collect());
         for (index, tokens) in all.iter().enumerate() {
@@ -547,7 +575,7 @@ fn many_sequences_take_several_rounds() {
 fn a_split_that_depends_on_the_batch_is_noticed() {
     let shape = Shape::new(6, 2, 80);
     let all: Vec<Tokens> = (0..6).map(|index| Tokens::new(&shape, 400, index)).collect();
-    for isa in vector_levels().chain([Isa::Scalar]) {
+    for isa in levels(shape.dtype) {
         let by_batch = |count: usize| Way { isa, split: if count > 1 { 128 } else { 256 }, ..Way::plain() };
         let alone = run(shape, by_batch(1), &all[1], WHOLE);
         let together = mixed(shape, by_batch(all.len()), &all);
@@ -649,7 +677,7 @@ fn slot_minus_one_stores_nothing() {
 /// A later token's infinite value must not reach earlier rows.
 #[test]
 fn rows_do_not_see_broken_values_of_later_tokens() {
-    for dtype in [KvType::Float(DType::F16), KvType::Int8] {
+    for dtype in [KvType::Float(DType::F16), KvType::Int8, KvType::Bf16Pairs] {
         broken_values(Shape { dtype, ..Shape::new(4, 2, 64) });
     }
 }
@@ -660,7 +688,7 @@ fn broken_values(shape: Shape) {
     let narrow = shape.kv_heads * shape.dim;
     broken.v[290 * narrow..].fill(f32::INFINITY);
     broken.k[290 * narrow..].fill(f32::NAN);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+    for isa in levels(shape.dtype) {
         let way = Way { isa, ..Way::plain() };
         let (want, got) = (run(shape, way, &tokens, WHOLE), run(shape, way, &broken, WHOLE));
         let seen = 290 * shape.heads * shape.dim;

@@ -162,7 +162,8 @@ impl Executor {
         let attention = attention_scratch(&plan, &limits, config.num_threads)?;
         let kv = program.kv_groups.iter().zip(&config.num_blocks).map(|(group, &num_blocks)| {
             let (layers, heads, head_dim) = (group.num_layers, group.num_kv_heads, group.head_dim);
-            KvPool::zeroed(layers, num_blocks, config.block_size, heads, head_dim, config.kv_dtype)
+            let dtype = config.kv_dtype.at_level(config.isa, head_dim);
+            KvPool::zeroed(layers, num_blocks, config.block_size, heads, head_dim, dtype)
         });
         let kv: Vec<KvPool> = kv.collect::<Result<_, _>>()?;
         let groups = group_limits(&program, &config)?;

@@ -130,7 +130,11 @@ fn arithmetic(phase: &Phase, model: &Model) -> PeakKind {
             }
             _ => PeakKind::Fp32,
         },
-        Phase::Attention { group, .. } if model.kv[*group].dtype() == KvType::Int8 => PeakKind::Int8,
+        Phase::Attention { group, .. } => match model.kv[*group].dtype() {
+            KvType::Int8 => PeakKind::Int8,
+            KvType::Bf16Pairs => PeakKind::Bf16,
+            KvType::Float(_) => PeakKind::Fp32,
+        },
         _ => PeakKind::Fp32,
     }
 }

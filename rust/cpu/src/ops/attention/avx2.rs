@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::integers::{self, Integers, integer_kernels};
 use super::kernels;
+use super::products::{self, Products, product_kernels};
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
 use super::store;
 use crate::math;
@@ -222,11 +222,14 @@ impl Simd for Avx2 {
 #[derive(Clone, Copy)]
 pub(super) struct IntPair(__m256i, __m256i);
 
-impl Integers for Avx2 {
+impl Products for Avx2 {
     type Float = Self;
     type Sums = IntPair;
-    type Codes = IntPair;
+    type Dwords = IntPair;
+    const ELEMENTS: usize = 4;
     const WORDS: usize = 2;
+    const PAIR_BYTES: usize = 2;
+    const SCALE_BYTES: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> IntPair {
@@ -251,6 +254,11 @@ impl Integers for Avx2 {
     unsafe fn to_float(x: IntPair) -> Pair {
         // SAFETY: the level is the caller's duty.
         unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn score(sums: IntPair, scales: *const f32) -> Pair {
+        // SAFETY: the caller's duty.
+        unsafe { Self::mul(Self::to_float(sums), <Self as Simd>::load(scales)) }
     }
     #[inline(always)]
     unsafe fn store_words(to: *mut i16, x: Pair) {
@@ -298,5 +306,5 @@ impl Integers for Avx2 {
         }
     }
 
-    integer_kernels!("avx2,fma,f16c");
+    product_kernels!("avx2,fma,f16c");
 }

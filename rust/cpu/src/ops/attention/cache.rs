@@ -1,12 +1,14 @@
 //! The bytes of one KV group, and the two operations that write them.
 //!
 //! Layout: `[layer, block, kv head]`, and for each of those the keys transposed, `[head_dim, block_size]`, followed
-//! by the values as rows, `[block_size, head_dim]`; `codes` tells what integers look like instead. A lane of a key vector is a token, so a score is one chain of
-//! multiply-adds over ascending d with no horizontal sum.
+//! by the values as rows, `[block_size, head_dim]`; `codes` and `pairs` tell what integers and pairs of bf16 look like
+//! instead. A lane of a key vector is a token, so a score is one chain of multiply-adds over ascending d with no
+//! horizontal sum.
 
 use std::ops::Range;
 
 use super::codes;
+use super::pairs;
 use super::simd::{self, Element, LANES};
 use super::store;
 use crate::error::CpuError;
@@ -26,14 +28,25 @@ pub enum KvType {
     Float(DType),
     /// 8-bit integers with one f32 scale per token and head, of the key and of the value.
     Int8,
+    /// bf16 in the order of VPDPBF16PS, for [`Isa::Avx512Bf16`] and even heads; the scalar level defines its results.
+    Bf16Pairs,
 }
 
 impl KvType {
+    /// How `isa` likes heads of `head_dim` elements of this type.
+    pub fn at_level(self, isa: Isa, head_dim: usize) -> Self {
+        match self {
+            Self::Float(DType::Bf16) if isa == Isa::Avx512Bf16 && head_dim.is_multiple_of(2) => Self::Bf16Pairs,
+            other => other,
+        }
+    }
+
     /// The name used by `LLM(kv_cache_dtype=...)` and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Float(dtype) => dtype.name(),
             Self::Int8 => "int8",
+            Self::Bf16Pairs => DType::Bf16.name(),
         }
     }
 
@@ -47,6 +60,7 @@ impl KvType {
         match self {
             Self::Float(dtype) => head_dim * dtype.size(),
             Self::Int8 => codes::token_bytes(head_dim),
+            Self::Bf16Pairs => head_dim * DType::Bf16.size(),
         }
     }
 }
@@ -87,7 +101,7 @@ impl KvPool {
     /// [`CpuError::OutOfMemory`] when the system has no such memory.
     ///
     /// # Panics
-    /// When `block_size` is not a multiple of 16 that divides 256, or a size is zero.
+    /// When `block_size` is not a multiple of 16 that divides 256, a size is zero, or pairs have an odd `head_dim`.
     pub fn zeroed(
         num_layers: usize,
         num_blocks: usize,
@@ -102,6 +116,7 @@ impl KvPool {
         );
         assert!(num_kv_heads > 0 && head_dim > 0, "a cache without heads");
         let dtype = dtype.into();
+        assert!(dtype != KvType::Bf16Pairs || head_dim.is_multiple_of(2), "pairs of an odd head, {head_dim}");
         let payload = [num_layers, num_blocks, 2 * block_size, num_kv_heads, dtype.head_bytes(head_dim)]
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
@@ -307,11 +322,15 @@ unsafe fn store_run(
     let (block_size, dim) = (pool.block_size, pool.head_dim);
     // SAFETY: all addresses are of the tokens' slots in this block and head; the rest is the caller's duty.
     unsafe {
-        let KvType::Float(dtype) = pool.dtype else {
-            for ((k, v), offset) in k.zip(v).zip(offset..) {
-                codes::store_token(isa, block_size, at, offset, k, v);
+        let dtype = match pool.dtype {
+            KvType::Float(dtype) => dtype,
+            KvType::Int8 => {
+                for ((k, v), offset) in k.zip(v).zip(offset..) {
+                    codes::store_token(isa, block_size, at, offset, k, v);
+                }
+                return;
             }
-            return;
+            KvType::Bf16Pairs => return pairs::store(isa, block_size, at, offset, k, v),
         };
         for (v, offset) in v.zip(offset..) {
             let bytes = dim * dtype.size();

@@ -163,9 +163,9 @@ pub(super) struct PackedQueries {
 }
 
 impl PackedQueries {
-    /// The parts of a tile of `rows` queries packed at `at`, `words` dwords for four elements.
-    pub(super) fn new(at: *mut f32, head_dim: usize, rows: usize, words: usize) -> Self {
-        let starts = at.cast::<i32>().wrapping_add(padded(head_dim) / 4 * rows * words);
+    /// The parts of a tile of `rows` queries of `dwords` dwords each, packed at `at`.
+    pub(super) fn new(at: *mut f32, dwords: usize, rows: usize) -> Self {
+        let starts = at.cast::<i32>().wrapping_add(dwords * rows);
         Self { words: at.cast(), starts, factors: starts.wrapping_add(rows).cast() }
     }
 }

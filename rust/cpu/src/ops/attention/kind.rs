@@ -1,16 +1,18 @@
-//! How the bytes of a cache become results: floats of some type, or integer codes.
+//! How the bytes of a cache become results: floats of some type, integer codes, or pairs of bf16.
 
 use std::marker::PhantomData;
 
 use super::codes::{self, PackedQueries};
-use super::integers::{self, Integers};
 use super::kernels::SCORE_STRIDE;
+use super::pairs;
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
+use super::products::Products;
+use super::products_avx512::{Bf16Dots, add_half};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
-use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax, with_rows};
-use super::windows::{Ahead, LINE};
+use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax};
+use super::walk;
 
 /// What the two forms of a call need to know about the elements of a cache.
 ///
@@ -73,10 +75,10 @@ impl<S: Simd, E: Element> Kind for Floats<S, E> {
 }
 
 /// Integer [`codes`], read from the cache as they are by both forms.
-pub(super) struct Codes<I>(PhantomData<I>);
+pub(super) struct Codes<P>(PhantomData<P>);
 
-impl<I: Integers> Kind for Codes<I> {
-    type Level = I::Float;
+impl<P: Products> Kind for Codes<P> {
+    type Level = P::Float;
 
     unsafe fn pack(
         problem: &Problem<'_>,
@@ -86,118 +88,89 @@ impl<I: Integers> Kind for Codes<I> {
         rows: usize,
         to: *mut f32,
     ) {
-        let packed = PackedQueries::new(to, problem.head_dim(), rows, I::WORDS);
+        let packed = PackedQueries::new(to, walk::dwords::<P>(problem.head_dim()) * P::WORDS, rows);
         for index in 0..rows {
             let (row, _, head) = locate(problem, sequence, kv_head, first + index);
             let query = problem.query(row, head);
             // SAFETY: the caller's duty.
-            unsafe { codes::pack_query(problem.isa, query, problem.scale, packed, index, rows, I::WORDS) };
+            unsafe { codes::pack_query(problem.isa, query, problem.scale, packed, index, rows, P::WORDS) };
         }
     }
     unsafe fn attend(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<I>(problem.head_dim(), true, keys, tile) }
+        unsafe { attend_codes::<P>(problem.head_dim(), true, keys, tile) }
     }
     unsafe fn prepare(_: &Problem<'_>, _: &Own, cached: Keys, _: (usize, usize)) -> Keys {
         cached
     }
     unsafe fn attend_prepared(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<I>(problem.head_dim(), false, keys, tile) }
+        unsafe { attend_codes::<P>(problem.head_dim(), false, keys, tile) }
     }
 }
 
-/// Bytes before the codes of a piece.
-fn head_bytes(keys: &Keys) -> usize {
-    size_of::<f32>() * keys.len
-}
+/// Pairs of bf16, read from the cache as they are by both forms.
+pub(super) struct Pairs;
 
-/// Prefetch the scales of piece `index`.
-fn prefetch_scales<S: Simd>(keys: &Keys, index: usize) {
-    for line in (0..head_bytes(keys)).step_by(LINE) {
-        // SAFETY: a hint, valid for any address.
-        unsafe { S::prefetch(keys.at[index].wrapping_add(line)) };
+impl Kind for Pairs {
+    type Level = <Bf16Dots as Products>::Float;
+
+    unsafe fn pack(
+        problem: &Problem<'_>,
+        sequence: &Sequence,
+        kv_head: usize,
+        first: usize,
+        rows: usize,
+        to: *mut f32,
+    ) {
+        let mut queries = [&[][..]; MAX_TILE_ROWS];
+        for (index, query) in queries[..rows].iter_mut().enumerate() {
+            let (row, _, head) = locate(problem, sequence, kv_head, first + index);
+            *query = problem.query(row, head);
+        }
+        let packed = PackedQueries::new(to, walk::dwords::<Bf16Dots>(problem.head_dim()), rows);
+        // SAFETY: the caller's duty.
+        unsafe { pairs::pack_queries(&queries[..rows], packed) };
+    }
+    unsafe fn attend(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
+        // SAFETY: the caller's duty.
+        unsafe { attend_pairs(problem.head_dim(), problem.scale, true, keys, tile) }
+    }
+    unsafe fn prepare(_: &Problem<'_>, _: &Own, cached: Keys, _: (usize, usize)) -> Keys {
+        cached
+    }
+    unsafe fn attend_prepared(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
+        // SAFETY: the caller's duty.
+        unsafe { attend_pairs(problem.head_dim(), problem.scale, false, keys, tile) }
     }
 }
 
 /// One tile against one split of codes; `ahead` says whether to prefetch what follows.
-unsafe fn attend_codes<I: Integers>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
+unsafe fn attend_codes<P: Products>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
-    let packed = PackedQueries::new(tile.queries.cast_mut(), head_dim, tile.rows, I::WORDS);
+    let packed = PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim) * P::WORDS, tile.rows);
     // SAFETY: the caller's duty.
     unsafe {
-        scores::<I>(head_dim, ahead, keys, tile, packed, (begin, end));
+        walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
         let (mut factors, mut steps) = ([0f32; MAX_TILE_ROWS], [0f32; MAX_TILE_ROWS]);
         packed.factors.copy_to_nonoverlapping(factors.as_mut_ptr(), tile.rows);
-        softmax::<I::Float>(keys, tile, rows.clone(), &factors);
+        softmax::<P::Float>(keys, tile, rows.clone(), &factors);
         for row in rows.clone() {
             let scores = tile.scores.add(row * SCORE_STRIDE);
             let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
-            let most = I::weigh(scores, range, |vector| value_scales(keys, vector));
+            let most = P::weigh(scores, range, |vector| value_scales(keys, vector));
             let (factor, step) =
                 if most > codes::NOTHING { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
             steps[row] = step;
-            I::round(scores, range, vectors, factor);
+            P::round(scores, range, vectors, factor);
         }
-        values::<I>(head_dim, ahead, keys, tile, (begin, end));
+        let pairs = (begin / 2 * 2, end.next_multiple_of(2));
+        walk::values::<P>(head_dim, ahead, keys, tile, (0, tile.rows), pairs, true);
         for row in rows {
-            I::scale(tile.out.add(row * tile.out_stride), padded(head_dim) / LANES, steps[row]);
+            P::scale(tile.out.add(row * tile.out_stride), padded(head_dim) / LANES, steps[row]);
         }
-    }
-}
-
-/// Scores of all rows of a tile against keys `begin..end`, in whole groups, of several pieces at once where the
-/// accumulators allow.
-unsafe fn scores<I: Integers>(
-    head_dim: usize,
-    ahead: bool,
-    keys: &Keys,
-    tile: &Tile,
-    packed: PackedQueries,
-    (begin, end): (usize, usize),
-) {
-    let (vectors, most) = I::Float::side_by_side(tile.rows, keys.vectors);
-    let group = vectors * LANES;
-    let mut position = begin - (begin - keys.first) % group;
-    while position < end {
-        let (piece, width) = keys.window(position, most);
-        let first = keys.first + piece * keys.len;
-        let (mut offset, after) = match width {
-            1 => (keys.piece(position).1, end.min(first + keys.len)),
-            _ => (0, first + keys.len),
-        };
-        if ahead {
-            (0..width).for_each(|index| prefetch_scales::<I::Float>(keys, piece + index + keys.ahead));
-        }
-        while first + offset < after {
-            let inside = head_bytes(keys) + 4 * offset;
-            let args = integers::QkArgs {
-                q: packed.words,
-                starts: packed.starts,
-                steps: codes::padded(head_dim) / 4,
-                keys: keys.side_by_side(piece, inside),
-                stride: 4 * keys.len,
-                scales: keys.side_by_side(piece, 4 * offset),
-                ahead: ahead.then(|| keys.side_by_side(piece + keys.ahead, inside)),
-                scores: tile.scores.wrapping_add(first + offset - keys.start),
-                block: keys.len,
-            };
-            // SAFETY: the caller's duty.
-            unsafe {
-                match (width, vectors) {
-                    (1, 1) => with_rows!(tile.rows, R => I::qk::<R, 1, 1>(&args)),
-                    (1, _) => with_rows!(tile.rows, R => I::qk::<R, 2, 1>(&args)),
-                    (2, 1) => with_rows!(tile.rows, up to 6, R => I::qk::<R, 1, 2>(&args)),
-                    (2, _) => with_rows!(tile.rows, up to 6, R => I::qk::<R, 2, 2>(&args)),
-                    (_, 1) => with_rows!(tile.rows, up to 3, R => I::qk::<R, 1, 4>(&args)),
-                    _ => with_rows!(tile.rows, up to 3, R => I::qk::<R, 2, 4>(&args)),
-                }
-            }
-            offset += group;
-        }
-        position = first + width * keys.len;
     }
 }
 
@@ -208,70 +181,77 @@ fn value_scales(keys: &Keys, vector: usize) -> *const f32 {
     keys.at[keys.pieces + piece].cast::<f32>().wrapping_add(offset)
 }
 
-/// Sums of all rows of a tile over the values of keys `begin..end`, in whole pairs.
-unsafe fn values<I: Integers>(
+/// One tile against one split of pairs; `ahead` says whether to prefetch what follows.
+unsafe fn attend_pairs(head_dim: usize, scale: f32, ahead: bool, keys: &Keys, tile: &mut Tile) {
+    type P = Bf16Dots;
+    let Some(rows) = seen(tile) else { return };
+    let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
+    let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
+    let packed = PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim), tile.rows);
+    // SAFETY: the caller's duty.
+    unsafe {
+        walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
+        softmax::<<P as Products>::Float>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]);
+        for row in rows.clone() {
+            let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
+            P::round(tile.scores.add(row * SCORE_STRIDE), range, vectors, 1.0);
+            let out = tile.out.add(row * tile.out_stride);
+            std::slice::from_raw_parts_mut(out, padded(head_dim)).fill(0.0);
+        }
+        add_pairs(head_dim, ahead, keys, tile, rows);
+    }
+}
+
+/// Pairs of keys that all rows see go through the tile; what only some see, before and after, row by row, and a key
+/// without the other of its pair by itself: a probability of zero times a value that a row must not see could still turn
+/// its result into NaN.
+unsafe fn add_pairs(head_dim: usize, ahead: bool, keys: &Keys, tile: &Tile, rows: std::ops::Range<usize>) {
+    let (low, high) = (tile.ranges[rows.end - 1].0.next_multiple_of(2), tile.ranges[rows.start].1 / 2 * 2);
+    // SAFETY: the caller's duty.
+    unsafe {
+        if rows.len() < tile.rows || low >= high {
+            for row in rows {
+                add_row(head_dim, ahead, keys, tile, row, tile.ranges[row]);
+            }
+            return;
+        }
+        for row in rows.clone() {
+            add_row(head_dim, ahead, keys, tile, row, (tile.ranges[row].0, low));
+        }
+        walk::values::<Bf16Dots>(head_dim, ahead, keys, tile, (0, tile.rows), (low, high), false);
+        for row in rows {
+            add_row(head_dim, ahead, keys, tile, row, (high, tile.ranges[row].1));
+        }
+    }
+}
+
+/// Add the values of keys `begin..end` to one row.
+unsafe fn add_row(
     head_dim: usize,
     ahead: bool,
     keys: &Keys,
     tile: &Tile,
+    row: usize,
     (begin, end): (usize, usize),
 ) {
-    let stride = 2 * codes::padded(head_dim);
-    let mut position = begin / 2 * 2;
-    let mut first = true;
-    while position < end {
-        let (piece, offset) = keys.piece(position);
-        let to = end.next_multiple_of(2).min(position - offset + keys.len);
-        let index = keys.pieces + piece;
-        if ahead {
-            prefetch_scales::<I::Float>(keys, index + keys.ahead);
-        }
-        let args = integers::PvArgs {
-            p: tile.scores.cast::<i32>().wrapping_add((position - keys.start) / 2),
-            count: (to - position) / 2,
-            values: keys.at[index].wrapping_add(head_bytes(keys) + offset / 2 * stride),
-            stride,
-            ahead: None,
-            out: tile.out.cast(),
-            out_stride: tile.out_stride,
-            first,
-        };
-        let shape = (keys.len / 2, stride);
-        let lines = ahead.then(|| keys.values_ahead(piece, shape, head_bytes(keys), offset / 2));
-        // SAFETY: the caller's duty.
-        unsafe { with_rows!(tile.rows, R => pv_rows::<I, R>(args, padded(head_dim) / LANES, lines)) };
-        first = false;
-        position = to;
+    if begin >= end {
+        return;
     }
-}
-
-/// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<I: Integers, const R: usize>(args: integers::PvArgs, vectors: usize, ahead: Option<Ahead>) {
-    let most = I::Float::ACCUMULATORS / R;
-    let mut done = 0;
-    while done < vectors {
-        let (left, bytes) = (vectors - done, done * 2 * LANES);
-        let args = integers::PvArgs {
-            values: args.values.wrapping_add(bytes),
-            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
-            out: args.out.wrapping_add(done * LANES),
-            ..args
-        };
-        // SAFETY: the caller's duty.
-        done += unsafe {
-            if most >= 8 && left >= 8 {
-                I::pv::<R, 8>(&args);
-                8
-            } else if most >= 4 && left >= 4 {
-                I::pv::<R, 4>(&args);
-                4
-            } else if most >= 2 && left >= 2 {
-                I::pv::<R, 2>(&args);
-                2
-            } else {
-                I::pv::<R, 1>(&args);
-                1
-            }
-        };
+    let half = |position: usize| {
+        let first = position / 2 * 2;
+        let values = walk::values_at::<Bf16Dots>(head_dim, keys, first);
+        let out = tile.out.wrapping_add(row * tile.out_stride);
+        let p = walk::probabilities(keys, tile, row, first);
+        // SAFETY: the caller's duty; the softmax left zero where the row sees nothing.
+        unsafe { add_half(p, values, position > first, out, padded(head_dim) / LANES) };
+    };
+    let (low, high) = (begin.next_multiple_of(2), end / 2 * 2);
+    if begin < low {
+        half(begin);
+    }
+    // SAFETY: the caller's duty.
+    unsafe { walk::values::<Bf16Dots>(head_dim, ahead, keys, tile, (row, 1), (low, high), false) };
+    if high < end {
+        half(high);
     }
 }

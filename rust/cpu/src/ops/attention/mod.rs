@@ -3,13 +3,15 @@
 //! The result of a query row is a function of its query, its keys and values and its position alone: keys are cut
 //! at the fixed positions 0, 256, 512, ... and partial results are folded in ascending order. Decode, prefill,
 //! every block size, every chunking, every number of workers and every instruction level give the same bits; the
-//! module `scalar` is the definition. A cache of integers (`codes`) has a definition of its own there.
+//! module `scalar` is the definition. A cache of integers (`codes`) and one of bf16 for VPDPBF16PS (`pairs`) have
+//! definitions of their own there.
 //!
 //! Sources: online softmax as FlashAttention-2, arXiv 2307.08691; block tables as PagedAttention, arXiv 2309.06180.
 
 mod cache;
 mod codes;
 mod kernels;
+mod pairs;
 mod plan;
 mod problem;
 mod scalar;
@@ -57,8 +59,8 @@ pub struct AttentionArgs<'a> {
 /// arguments; ends in a barrier. Nothing is allocated.
 ///
 /// # Panics
-/// When shapes disagree, a visible position has no block, the step exceeds the scratch, or this processor lacks
-/// `isa`.
+/// When shapes disagree, a visible position has no block, the step exceeds the scratch, this processor lacks `isa`, or
+/// `isa` has no form for the pool's type.
 pub fn attention(
     worker: &Worker<'_>,
     isa: Isa,
@@ -88,9 +90,10 @@ pub fn attention_with_split(
         use crate::tensor::DType::{Bf16, F16, F32};
         use avx2::Avx2;
         use avx512::Avx512;
-        use cache::KvType::{Float, Int8};
-        use kind::{Codes, Floats};
+        use cache::KvType::{Bf16Pairs, Float, Int8};
+        use kind::{Codes, Floats, Pairs};
         use levels::run;
+        use products_avx512::{MultiplyAdds, Vnni};
         use simd::{Bf16 as Brain, F16 as Half, F32 as Single};
         match (isa, args.pool.dtype()) {
             (Isa::Scalar, _) => {}
@@ -101,8 +104,9 @@ pub fn attention_with_split(
             (_, Float(F32)) => return run::<Floats<Avx512, Single>>(worker, &problem, scratch),
             (_, Float(F16)) => return run::<Floats<Avx512, Half>>(worker, &problem, scratch),
             (_, Float(Bf16)) => return run::<Floats<Avx512, Brain>>(worker, &problem, scratch),
-            (Isa::Avx512, Int8) => return run::<Codes<integers_avx512::Pairs>>(worker, &problem, scratch),
-            (_, Int8) => return run::<Codes<integers_avx512::Dots>>(worker, &problem, scratch),
+            (Isa::Avx512, Int8) => return run::<Codes<MultiplyAdds>>(worker, &problem, scratch),
+            (_, Bf16Pairs) => return run::<Pairs>(worker, &problem, scratch),
+            (_, Int8) => return run::<Codes<Vnni>>(worker, &problem, scratch),
         }
     }
     run_scalar(worker, &problem, scratch);
@@ -121,6 +125,10 @@ fn check<'a>(
     let (kv_heads, sequences) = (pool.num_kv_heads(), args.step.seq_lens.len());
     let width = args.num_heads * pool.head_dim();
     assert!(isa.is_supported(), "this processor has no {isa}");
+    assert!(
+        pool.dtype() != KvType::Bf16Pairs || matches!(isa, Isa::Scalar | Isa::Avx512Bf16),
+        "{isa} has no dot product of pairs of bf16"
+    );
     assert!(
         spec.num_heads == args.num_heads
             && spec.num_kv_heads == kv_heads
@@ -189,14 +197,16 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod decode;
 #[cfg(target_arch = "x86_64")]
-mod integers;
-#[cfg(target_arch = "x86_64")]
-mod integers_avx512;
-#[cfg(target_arch = "x86_64")]
 mod kind;
 #[cfg(target_arch = "x86_64")]
 mod levels;
 #[cfg(target_arch = "x86_64")]
 mod prefill;
 #[cfg(target_arch = "x86_64")]
+mod products;
+#[cfg(target_arch = "x86_64")]
+mod products_avx512;
+#[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod walk;

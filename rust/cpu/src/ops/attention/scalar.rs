@@ -13,12 +13,19 @@
 //! 2. Score: the exact integer sum, as f32, times the key's scale, times (the query's scale times the softmax scale).
 //! 3. w = p * the value's scale; with the largest w of the split, n = w * (32767 / largest) rounded to nearest even,
 //!    and o[d] is the exact sum of n times the value's code, as f32, times (largest / 32767). The sum l is of p.
+//!
+//! A cache of pairs of bf16 changes the same two. Queries are rounded to bf16; subnormal numbers count as zero.
+//! 2. Score: one chain of VPDPBF16PS, `mul_add` of the second product of a pair and then of the first, over ascending
+//!    pairs of d, then times the scale.
+//! 3. o[d] is one chain of the same over ascending pairs of positions, 0 and 1 first, with p rounded to bf16; a key of a
+//!    pair that the row does not see counts as zero. The sum l is of p before that.
 
 use std::ops::Range;
 
 use super::SPLIT;
 use super::cache::{BlockHead, KvType};
 use super::codes;
+use super::pairs;
 use super::problem::Problem;
 use super::simd::LANES;
 use crate::math::exp;
@@ -49,7 +56,12 @@ pub(super) unsafe fn attend(
     let Space { part, run, query: rounded } = space;
     let (begin, end) = problem.keys_of(position);
     let (mut query, mut scale) = (problem.query(row, head), problem.scale);
-    if problem.pool.dtype() == KvType::Int8 {
+    if problem.pool.dtype() == KvType::Bf16Pairs {
+        for (rounded, q) in rounded.iter_mut().zip(query) {
+            *rounded = pairs::round(*q);
+        }
+        query = rounded;
+    } else if problem.pool.dtype() == KvType::Int8 {
         let step = codes::scale_of(query);
         scale *= step;
         for (rounded, q) in rounded.iter_mut().zip(query) {
@@ -119,6 +131,18 @@ impl Reader<'_> {
         sum
     }
 
+    /// The same by the rules of pairs; `query` is rounded.
+    fn pair_score(&self, key: usize, query: &[f32]) -> f32 {
+        let (block, offset) = self.at(key);
+        let block_size = self.problem.pool.block_size();
+        let mut sum = 0f32;
+        for (pair, q) in query.as_chunks::<2>().0.iter().enumerate() {
+            let k = [2 * pair, 2 * pair + 1].map(|d| pairs::key_at(block_size, offset, d));
+            sum = pairs::dot(sum, k.map(|at| self.float(DType::Bf16, block.keys, at)), *q);
+        }
+        sum
+    }
+
     /// The same by the rules of integers; `query` holds codes.
     fn code_score(&self, key: usize, query: &[f32]) -> f32 {
         let (block, offset) = self.at(key);
@@ -146,6 +170,24 @@ impl Reader<'_> {
             let first = offset * part.len();
             for (d, part) in part.iter_mut().enumerate() {
                 *part = p.mul_add(self.float(dtype, block.values, first + d), *part);
+            }
+        }
+    }
+
+    /// The same by the rules of pairs.
+    fn add_pairs(&self, keys: Range<usize>, p: &[f32], part: &mut [f32]) {
+        part.fill(0.0);
+        let dim = part.len();
+        for first in (keys.start / 2 * 2..keys.end).step_by(2) {
+            let pair = [first, first + 1];
+            let p = pair.map(|key| if keys.contains(&key) { pairs::round(p[key - keys.start]) } else { 0.0 });
+            let (block, offset) = self.at(first);
+            for (d, part) in part.iter_mut().enumerate() {
+                let value = |key: usize| {
+                    let at = pairs::value_at(dim, offset + key - first, d);
+                    if keys.contains(&key) { self.float(DType::Bf16, block.values, at) } else { 0.0 }
+                };
+                *part = pairs::dot(*part, pair.map(value), p);
             }
         }
     }
@@ -192,6 +234,7 @@ fn attend_split(
         let product = match dtype {
             KvType::Float(dtype) => reader.float_score(dtype, key, query),
             KvType::Int8 => reader.code_score(key, query),
+            KvType::Bf16Pairs => reader.pair_score(key, query),
         };
         *score = product * scale;
         max = max.max(*score);
@@ -204,6 +247,7 @@ fn attend_split(
     match dtype {
         KvType::Float(dtype) => reader.add_floats(dtype, keys, &scores, part),
         KvType::Int8 => reader.add_codes(keys, &mut scores, part),
+        KvType::Bf16Pairs => reader.add_pairs(keys, &scores, part),
     }
     for step in [8, 4, 2, 1] {
         for lane in 0..step {

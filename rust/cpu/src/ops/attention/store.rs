@@ -132,6 +132,7 @@ mod tests {
             .into_iter()
             .flat_map(|dtype| [16, 24, 33, 64].map(|dim| (dtype, dim)))
             .chain([(KvType::Int8, 24)])
+            .chain([16, 24, 34, 64].map(|dim| (KvType::Bf16Pairs, dim)))
             .flat_map(|(dtype, dim)| [16, 32, 64].map(|size| (dtype, dim, size)))
         {
             for slots in mappings(block_size) {

@@ -1,23 +1,24 @@
-//! The integer loops of [`codes`](super::codes), written once over [`Integers`]; each level compiles them.
+//! The loops over dwords of small numbers, [`codes`](super::codes) or [`pairs`](super::pairs), written once over
+//! [`Products`]; each level compiles them.
 
 use super::kernels::{SCORE_STRIDE, lanes};
 use super::simd::{LANES, Simd};
 use super::windows::{Ahead, LINE, LINES, STREAMS};
 
-/// Arguments of [`Integers::qk`]: scores of R query rows against a group of keys in each of B blocks.
+/// Arguments of [`Products::qk`]: scores of R query rows against a group of keys in each of B blocks.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
-    /// `[steps, R, WORDS]` packed queries.
+    /// `[dwords, R, WORDS]` packed queries.
     pub(super) q: *const i32,
-    /// `[R]` what the sums start from.
+    /// `[R]` what the sums start from, as bits.
     pub(super) starts: *const i32,
     /// Dwords of a key.
-    pub(super) steps: usize,
-    /// First key of the group in the `[steps, stride / 4, 4]` keys of each block.
+    pub(super) dwords: usize,
+    /// First key of the group in the `[dwords, stride]` bytes of each block's keys.
     pub(super) keys: [*const u8; STREAMS],
     /// Bytes from one dword of a key to the next.
     pub(super) stride: usize,
-    /// Scales of the keys of each group.
+    /// Scales of the keys of each group, where there are some.
     pub(super) scales: [*const u8; STREAMS],
     /// What to prefetch, walked in step with `keys`.
     pub(super) ahead: Option<[*const u8; STREAMS]>,
@@ -27,7 +28,7 @@ pub(super) struct QkArgs {
     pub(super) block: usize,
 }
 
-/// Arguments of [`Integers::pv`]: add probabilities times values to R rows of N vectors.
+/// Arguments of [`Products::pv`]: add probabilities times values to R rows of N vectors.
 #[derive(Clone, Copy)]
 pub(super) struct PvArgs {
     /// `[R]` rows of pairs of probabilities, `SCORE_STRIDE` apart, at the first pair.
@@ -40,41 +41,49 @@ pub(super) struct PvArgs {
     pub(super) stride: usize,
     /// What to prefetch.
     pub(super) ahead: Option<Ahead>,
-    /// `[R]` rows of sums to add to, `out_stride` apart.
+    /// `[R]` rows of sums to add to, `out_stride` apart, integers or floats.
     pub(super) out: *mut i32,
     pub(super) out_stride: usize,
     /// Whether the sums start from zero and not from `out`.
     pub(super) first: bool,
 }
 
-/// Integer instructions of a level.
+/// How a level multiplies dwords of small numbers and adds their products.
 ///
 /// # Safety
 /// As [`Simd`].
-pub(super) trait Integers: 'static {
+pub(super) trait Products: 'static {
     /// The level's floats.
     type Float: Simd;
-    /// Sixteen i32.
+    /// Sixteen sums, of 32 bits each.
     type Sums: Copy;
-    /// Sixteen dwords of codes.
-    type Codes: Copy;
-    /// Dwords of four packed codes of a query.
+    /// Sixteen dwords of small numbers.
+    type Dwords: Copy;
+    /// Elements of a key in a dword.
+    const ELEMENTS: usize;
+    /// Dwords of a packed query for each dword of a key.
     const WORDS: usize;
+    /// Bytes of a pair of values.
+    const PAIR_BYTES: usize;
+    /// Bytes of a token's scale, which precedes its key and its value.
+    const SCALE_BYTES: usize;
 
     unsafe fn splat(x: i32) -> Self::Sums;
     unsafe fn load(from: *const i32) -> Self::Sums;
     unsafe fn store(to: *mut i32, x: Self::Sums);
     unsafe fn to_float(x: Self::Sums) -> <Self::Float as Simd>::V;
-    /// Round sixteen f32 to 16-bit integers, ties to even.
+    /// Scores of sixteen keys, whose scales, if any, are at `scales`.
+    unsafe fn score(sums: Self::Sums, scales: *const f32) -> <Self::Float as Simd>::V;
+    /// Round sixteen f32 to numbers of 16 bits, ties to even.
     unsafe fn store_words(to: *mut i16, x: <Self::Float as Simd>::V);
     /// Sixteen keys' dwords.
-    unsafe fn load_keys(from: *const u8) -> Self::Codes;
-    /// Add the products of sixteen keys' dwords with four codes of a query.
-    unsafe fn add_keys(sums: Self::Sums, keys: Self::Codes, query: *const i32) -> Self::Sums;
-    /// Sixteen pairs of signed bytes, widened to 16 bits.
-    unsafe fn load_values(from: *const u8) -> Self::Codes;
+    unsafe fn load_keys(from: *const u8) -> Self::Dwords;
+    /// Add the products of sixteen keys' dwords with one of a query.
+    unsafe fn add_keys(sums: Self::Sums, keys: Self::Dwords, query: *const i32) -> Self::Sums;
+    /// Sixteen pairs of values, 16 bits each.
+    unsafe fn load_values(from: *const u8) -> Self::Dwords;
     /// Add the products of sixteen pairs of values with a pair of probabilities.
-    unsafe fn add_values(sums: Self::Sums, values: Self::Codes, p: *const i32) -> Self::Sums;
+    unsafe fn add_values(sums: Self::Sums, values: Self::Dwords, p: *const i32) -> Self::Sums;
 
     // The loops below, compiled for this level.
     unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &QkArgs);
@@ -84,41 +93,40 @@ pub(super) trait Integers: 'static {
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
 }
 
-/// Scores of R query rows against N vectors of keys in each of B blocks: the exact dot product, then times the scale
-/// of the key.
+/// Scores of R query rows against N vectors of keys in each of B blocks: one chain of sums over ascending dwords, then
+/// times the scale of the key if it has one.
 #[inline(always)]
-pub(super) unsafe fn qk<I: Integers, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
-    let QkArgs { q, starts, steps, keys, stride, scales, ahead, scores, block } = *args;
+pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
+    let QkArgs { q, starts, dwords, keys, stride, scales, ahead, scores, block } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[[I::splat(0); N]; B]; R];
+        let mut sums = [[[P::splat(0); N]; B]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
-            *sums = [[I::splat(*starts.add(r)); N]; B];
+            *sums = [[P::splat(*starts.add(r)); N]; B];
         }
-        for step in 0..steps {
-            let offset = step * stride;
-            let mut k = [[I::load_keys(keys[0].add(offset)); N]; B];
+        for dword in 0..dwords {
+            let offset = dword * stride;
+            let mut k = [[P::load_keys(keys[0].add(offset)); N]; B];
             for (index, k) in k.as_flattened_mut().iter_mut().enumerate().skip(1) {
-                *k = I::load_keys(keys[index / N].add(offset + index % N * LINE));
+                *k = P::load_keys(keys[index / N].add(offset + index % N * LINE));
             }
             if let Some(ahead) = &ahead {
                 for index in 0..B * N {
-                    I::Float::prefetch(ahead[index / N].wrapping_add(offset + index % N * LINE));
+                    P::Float::prefetch(ahead[index / N].wrapping_add(offset + index % N * LINE));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let q = q.add((step * R + r) * I::WORDS);
+                let q = q.add((dword * R + r) * P::WORDS);
                 for (sum, k) in sums.as_flattened_mut().iter_mut().zip(k.as_flattened()) {
-                    *sum = I::add_keys(*sum, *k, q);
+                    *sum = P::add_keys(*sum, *k, q);
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
             for (b, sums) in sums.iter().enumerate() {
                 for (n, sum) in sums.iter().enumerate() {
-                    let scale = I::Float::load(scales[b].cast::<f32>().add(n * LANES));
-                    let score = I::Float::mul(I::to_float(*sum), scale);
-                    I::Float::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), score);
+                    let score = P::score(*sum, scales[b].cast::<f32>().wrapping_add(n * LANES));
+                    P::Float::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), score);
                 }
             }
         }
@@ -127,41 +135,41 @@ pub(super) unsafe fn qk<I: Integers, const R: usize, const N: usize, const B: us
 
 /// `out[r] += sum_j p[r][j] * v[j]` over N vectors of the values, two keys at a time.
 #[inline(always)]
-pub(super) unsafe fn pv<I: Integers, const R: usize, const N: usize>(args: &PvArgs) {
+pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvArgs) {
     let PvArgs { p, count, values, stride, ahead, out, out_stride, first } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[I::splat(0); N]; R];
+        let mut sums = [[P::splat(0); N]; R];
         if !first {
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (n, sum) in sums.iter_mut().enumerate() {
-                    *sum = I::load(out.add(r * out_stride + n * LANES));
+                    *sum = P::load(out.add(r * out_stride + n * LANES));
                 }
             }
         }
-        let lines = (2 * N * LANES).div_ceil(LINE);
+        let lines = (P::PAIR_BYTES * N * LANES).div_ceil(LINE);
         let (ahead, step) = ahead.map_or(([values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
         for pair in 0..count {
             let from = values.add(pair * stride);
-            let mut v = [I::load_values(from); N];
+            let mut v = [P::load_values(from); N];
             for (n, v) in v.iter_mut().enumerate().skip(1) {
-                *v = I::load_values(from.add(2 * n * LANES));
+                *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
             }
             if step > 0 {
                 for line in &ahead[..lines] {
-                    I::Float::prefetch(line.wrapping_add(pair * step));
+                    P::Float::prefetch(line.wrapping_add(pair * step));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let p = p.add(r * SCORE_STRIDE + pair);
                 for (sum, v) in sums.iter_mut().zip(v) {
-                    *sum = I::add_values(*sum, v, p);
+                    *sum = P::add_values(*sum, v, p);
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
-                I::store(out.add(r * out_stride + n * LANES), *sum);
+                P::store(out.add(r * out_stride + n * LANES), *sum);
             }
         }
     }
@@ -170,30 +178,30 @@ pub(super) unsafe fn pv<I: Integers, const R: usize, const N: usize>(args: &PvAr
 /// Multiply probabilities `begin..end` of a row by the scales of their values; vector number i has its scales at
 /// `scales(i)`. Returns the largest product, or zero.
 #[inline(always)]
-pub(super) unsafe fn weigh<I: Integers>(
+pub(super) unsafe fn weigh<P: Products>(
     row: *mut f32,
     (begin, end): (usize, usize),
     scales: impl Fn(usize) -> *const f32,
 ) -> f32 {
     // SAFETY: a row of scores holds a whole split, a block whole vectors of scales.
     unsafe {
-        let mut most = I::Float::splat(0.0);
+        let mut most = P::Float::splat(0.0);
         for index in begin / LANES..end.div_ceil(LANES) {
             let at = row.add(index * LANES);
-            let scale = I::Float::load(scales(index));
-            let p = I::Float::mul(I::Float::load(at), scale);
-            let p = I::Float::select(lanes(index, begin, end), p, I::Float::splat(0.0));
-            I::Float::store(at, p);
-            most = I::Float::max(p, most);
+            let scale = P::Float::load(scales(index));
+            let p = P::Float::mul(P::Float::load(at), scale);
+            let p = P::Float::select(lanes(index, begin, end), p, P::Float::splat(0.0));
+            P::Float::store(at, p);
+            most = P::Float::max(p, most);
         }
-        I::Float::maximum(most)
+        P::Float::maximum(most)
     }
 }
 
 /// Round `factor` times the products of keys `range` of a row to 16 bits, in place: key j becomes the j-th word of the
 /// row. Vectors `vectors` that lie outside the range become zero.
 #[inline(always)]
-pub(super) unsafe fn round<I: Integers>(
+pub(super) unsafe fn round<P: Products>(
     row: *mut f32,
     (begin, end): (usize, usize),
     vectors: (usize, usize),
@@ -201,58 +209,58 @@ pub(super) unsafe fn round<I: Integers>(
 ) {
     // SAFETY: a row of scores holds a whole split; a word is written behind the floats that are still to be read.
     unsafe {
-        let factor = I::Float::splat(factor);
+        let factor = P::Float::splat(factor);
         for index in vectors.0..vectors.1 {
             let p = if begin / LANES <= index && index * LANES < end {
-                I::Float::mul(I::Float::load(row.add(index * LANES)), factor)
+                P::Float::mul(P::Float::load(row.add(index * LANES)), factor)
             } else {
-                I::Float::splat(0.0)
+                P::Float::splat(0.0)
             };
-            I::store_words(row.cast::<i16>().add(index * LANES), p);
+            P::store_words(row.cast::<i16>().add(index * LANES), p);
         }
     }
 }
 
 /// Turn integer sums into results of a split, in place.
 #[inline(always)]
-pub(super) unsafe fn scale<I: Integers>(sums: *mut f32, vectors: usize, step: f32) {
+pub(super) unsafe fn scale<P: Products>(sums: *mut f32, vectors: usize, step: f32) {
     // SAFETY: the caller's duty.
     unsafe {
-        let step = I::Float::splat(step);
+        let step = P::Float::splat(step);
         for at in (0..vectors).map(|index| sums.add(index * LANES)) {
-            I::Float::store(at, I::Float::mul(I::to_float(I::load(at.cast())), step));
+            P::Float::store(at, P::Float::mul(P::to_float(P::load(at.cast())), step));
         }
     }
 }
 
-/// The methods of [`Integers`] that are loops, compiled with the instructions `$features`.
-macro_rules! integer_kernels {
+/// The methods of [`Products`] that are loops, compiled with the instructions `$features`.
+macro_rules! product_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &integers::QkArgs) {
+        unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &products::QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { integers::qk::<Self, R, N, B>(args) }
+            unsafe { products::qk::<Self, R, N, B>(args) }
         }
         #[target_feature(enable = $features)]
-        unsafe fn pv<const R: usize, const N: usize>(args: &integers::PvArgs) {
+        unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs) {
             // SAFETY: the caller's duty.
-            unsafe { integers::pv::<Self, R, N>(args) }
+            unsafe { products::pv::<Self, R, N>(args) }
         }
         #[target_feature(enable = $features)]
         unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32 {
             // SAFETY: the caller's duty.
-            unsafe { integers::weigh::<Self>(row, range, scales) }
+            unsafe { products::weigh::<Self>(row, range, scales) }
         }
         #[target_feature(enable = $features)]
         unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32) {
             // SAFETY: the caller's duty.
-            unsafe { integers::round::<Self>(row, range, vectors, factor) }
+            unsafe { products::round::<Self>(row, range, vectors, factor) }
         }
         #[target_feature(enable = $features)]
         unsafe fn scale(sums: *mut f32, vectors: usize, step: f32) {
             // SAFETY: the caller's duty.
-            unsafe { integers::scale::<Self>(sums, vectors, step) }
+            unsafe { products::scale::<Self>(sums, vectors, step) }
         }
     };
 }
-pub(super) use integer_kernels;
+pub(super) use product_kernels;

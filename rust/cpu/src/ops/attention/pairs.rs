@@ -1,0 +1,247 @@
+//! Keys and values as bf16, two of them in a dword, for VPDPBF16PS.
+//!
+//! In a block and head: the keys as `[head_dim / 2, block_size, 2]`, then the values as `[block_size / 2, head_dim, 2]`;
+//! `head_dim` is even. A dword of the keys meets two elements of the query, a dword of the values two probabilities,
+//! all rounded to bf16.
+//!
+//! Everything here treats subnormal numbers as zero, as the instruction does.
+
+use super::cache::BlockHead;
+use super::codes::PackedQueries;
+use super::simd::LANES;
+use crate::isa::Isa;
+
+/// `x` with a subnormal number replaced by zero.
+fn flushed(x: f32) -> f32 {
+    if x.is_subnormal() { 0f32.copysign(x) } else { x }
+}
+
+/// The bf16 nearest to `x`, ties to even.
+pub(super) fn round(x: f32) -> f32 {
+    half::bf16::from_f32(flushed(x)).to_f32()
+}
+
+/// `sum` plus the products of two pairs of bf16, the second first: VPDPBF16PS.
+pub(super) fn dot(sum: f32, x: [f32; 2], y: [f32; 2]) -> f32 {
+    let [x, y] = [x, y].map(|pair| pair.map(flushed));
+    let sum = flushed(x[1].mul_add(y[1], flushed(sum)));
+    flushed(x[0].mul_add(y[0], sum))
+}
+
+/// Place of element `d` of the key of token `offset` in its block, in elements.
+pub(super) fn key_at(block_size: usize, offset: usize, d: usize) -> usize {
+    2 * (d / 2 * block_size + offset) + d % 2
+}
+
+/// The same of its value.
+pub(super) fn value_at(head_dim: usize, offset: usize, d: usize) -> usize {
+    2 * (offset / 2 * head_dim + d) + offset % 2
+}
+
+/// Round and store the keys and values of a run of tokens, one head each, in slots from `offset` on.
+///
+/// # Safety
+/// The slots must lie inside the block, nobody else may touch them, and `isa` must be supported.
+pub(super) unsafe fn store<'a>(
+    isa: Isa,
+    block_size: usize,
+    at: BlockHead,
+    offset: usize,
+    k: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+    v: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        // SAFETY: the caller's duty.
+        unsafe {
+            x86::store_keys(block_size, at.keys, offset, k);
+            x86::store_values(at.values, offset, v);
+        }
+        return;
+    }
+    let _ = isa;
+    let bits = |x: f32| half::bf16::from_f32(round(x)).to_bits();
+    for ((k, v), offset) in k.zip(v).zip(offset..) {
+        for (d, (key, value)) in k.iter().zip(v).enumerate() {
+            // SAFETY: elements of the tokens' slots in this block and head.
+            unsafe {
+                at.keys.cast::<u16>().add(key_at(block_size, offset, d)).write(bits(*key));
+                at.values.cast::<u16>().add(value_at(v.len(), offset, d)).write(bits(*value));
+            }
+        }
+    }
+}
+
+/// Round the queries of a tile to `[head_dim / 2, rows, 2]`, and let their sums start from zero.
+///
+/// # Safety
+/// The processor must have BF16, and `to` room for the tile.
+#[cfg(target_arch = "x86_64")]
+pub(super) unsafe fn pack_queries(queries: &[&[f32]], to: PackedQueries) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        std::slice::from_raw_parts_mut(to.starts, queries.len()).fill(0);
+        x86::pack(queries, to.words);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::avx512::Avx512;
+    use super::super::simd::Simd;
+    use super::LANES;
+
+    /// Thirty-two elements of a row from `first` on, rounded; zeros past its end.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn load(row: &[f32], first: usize) -> __m512i {
+        let count = row.len() - first;
+        let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
+        let at = row.as_ptr().wrapping_add(first);
+        // SAFETY: the masks leave out what lies past the end; both types are 64 bytes of plain numbers.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask as u16, at);
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(LANES));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        }
+    }
+
+    /// Dwords of rows become rows of dwords.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+        // SAFETY: this level is among the enabled ones.
+        let out = unsafe { Avx512::transpose(rows.map(|row| _mm512_castsi512_ps(row))) };
+        out.map(|row| _mm512_castps_si512(row))
+    }
+
+    /// Store keys in slots from `offset` on of `[head_dim / 2, block_size, 2]`: sixteen tokens at a time are transposed in
+    /// registers, a last few go one by one.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn store_keys<'a>(
+        block_size: usize,
+        to: *mut u8,
+        offset: usize,
+        mut keys: impl ExactSizeIterator<Item = &'a [f32]>,
+    ) {
+        let mut to = to.cast::<i32>().wrapping_add(offset);
+        while keys.len() >= LANES {
+            let mut group = [&[][..]; LANES];
+            for (to, key) in group.iter_mut().zip(&mut keys) {
+                *to = key;
+            }
+            for first in (0..group[0].len()).step_by(32) {
+                let words = (group[0].len() - first).min(32) / 2;
+                let rows = transpose(group.map(|key| load(key, first)));
+                for (word, row) in rows.into_iter().enumerate().take(words) {
+                    // SAFETY: sixteen slots of one dword of the keys.
+                    unsafe { _mm512_storeu_si512(to.add((first / 2 + word) * block_size).cast(), row) };
+                }
+            }
+            to = to.wrapping_add(LANES);
+        }
+        for (key, to) in keys.zip((0..).map(|index| to.wrapping_add(index))) {
+            let mut words = [0i32; LANES];
+            for first in (0..key.len()).step_by(32) {
+                // SAFETY: sixteen dwords; then the token's own slot of each dword of the keys.
+                unsafe {
+                    _mm512_storeu_si512(words.as_mut_ptr().cast(), load(key, first));
+                    for (word, from) in words.iter().enumerate().take((key.len() - first).min(32) / 2) {
+                        to.add((first / 2 + word) * block_size).write(*from);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Store values in slots from `offset` on of `[block_size / 2, head_dim, 2]`: two of a pair together, a single one
+    /// element by element, since the other half of its dwords may be somebody else's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn store_values<'a>(
+        to: *mut u8,
+        offset: usize,
+        mut values: impl ExactSizeIterator<Item = &'a [f32]>,
+    ) {
+        let mut offset = offset;
+        while let Some(value) = values.next() {
+            let pair = to.cast::<u16>().wrapping_add(offset / 2 * 2 * value.len());
+            match if offset % 2 == 0 { values.next() } else { None } {
+                Some(next) => {
+                    // SAFETY: both slots of the pair.
+                    unsafe { store_pair(value, next, pair.cast()) };
+                    offset += 2;
+                }
+                None => {
+                    // SAFETY: the value's own half of the dwords.
+                    unsafe { store_half(value, pair.wrapping_add(offset % 2)) };
+                    offset += 1;
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn store_pair(first: &[f32], second: &[f32], to: *mut i32) {
+        for d in (0..first.len()).step_by(32) {
+            let (low, high) = (load(first, d), load(second, d));
+            // Thirty-two words of each, taken in turn.
+            let word = _mm512_set1_epi32(0xffff);
+            let spread = |x: __m256i| _mm512_cvtepu16_epi32(x);
+            let halves = [
+                (_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)),
+                (_mm512_extracti64x4_epi64::<1>(low), _mm512_extracti64x4_epi64::<1>(high)),
+            ];
+            for (half, (low, high)) in halves.into_iter().enumerate() {
+                let begin = d + half * LANES;
+                let count = first.len().saturating_sub(begin).min(LANES);
+                let mask = ((1u32 << count) - 1) as u16;
+                let both = _mm512_or_si512(
+                    _mm512_and_si512(spread(low), word),
+                    _mm512_slli_epi32::<16>(spread(high)),
+                );
+                // SAFETY: the mask leaves out what lies past the end.
+                unsafe { _mm512_mask_storeu_epi32(to.wrapping_add(begin), mask, both) };
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn store_half(value: &[f32], to: *mut u16) {
+        let mut words = [0u16; 32];
+        for d in (0..value.len()).step_by(32) {
+            // SAFETY: thirty-two words; then the value's own half of each dword.
+            unsafe {
+                _mm512_storeu_si512(words.as_mut_ptr().cast(), load(value, d));
+                for (index, word) in words.iter().enumerate().take(value.len() - d) {
+                    to.add(2 * (d + index)).write(*word);
+                }
+            }
+        }
+    }
+
+    /// Pack the queries of a tile as `[head_dim / 2, rows, 2]`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn pack(queries: &[&[f32]], to: *mut i32) {
+        let (rows, dim) = (queries.len(), queries[0].len());
+        let mask = ((1u32 << rows) - 1) as u16;
+        for first in (0..dim).step_by(32) {
+            let words = (dim - first).min(32) / 2;
+            let to = to.wrapping_add(first / 2 * rows);
+            let mut tile = [_mm512_setzero_si512(); LANES];
+            for (row, query) in tile.iter_mut().zip(queries) {
+                *row = load(query, first);
+            }
+            if rows == 1 {
+                // SAFETY: `words` dwords of one query.
+                unsafe { _mm512_mask_storeu_epi32(to, ((1u32 << words) - 1) as u16, tile[0]) };
+                continue;
+            }
+            for (word, row) in transpose(tile).into_iter().enumerate().take(words) {
+                // SAFETY: a dword of each query.
+                unsafe { _mm512_mask_storeu_epi32(to.add(word * rows), mask, row) };
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! How a tile of dword products walks over the pieces of a split: scores, and sums of values.
+
+use super::codes::PackedQueries;
+use super::kernels::SCORE_STRIDE;
+use super::products::{Products, PvArgs, QkArgs};
+use super::scratch::padded;
+use super::simd::{LANES, Simd};
+use super::tile::{Keys, Tile, with_rows};
+use super::windows::{Ahead, LINE};
+
+/// Bytes of the scales before the keys, or the values, of a piece.
+fn head_bytes<P: Products>(keys: &Keys) -> usize {
+    P::SCALE_BYTES * keys.len
+}
+
+/// Dwords of a key of `head_dim` elements.
+pub(super) const fn dwords<P: Products>(head_dim: usize) -> usize {
+    head_dim.div_ceil(P::ELEMENTS)
+}
+
+/// Prefetch the scales of piece `index`.
+fn prefetch_scales<P: Products>(keys: &Keys, index: usize) {
+    for line in (0..head_bytes::<P>(keys)).step_by(LINE) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { P::Float::prefetch(keys.at[index].wrapping_add(line)) };
+    }
+}
+
+/// Scores of all rows of a tile against keys `begin..end`, in whole groups, of several pieces at once where the
+/// accumulators allow; `ahead` says whether to prefetch what follows.
+///
+/// # Safety
+/// The processor must have the level; pointers must be good for their shapes; the pieces must be filled.
+pub(super) unsafe fn scores<P: Products>(
+    head_dim: usize,
+    ahead: bool,
+    keys: &Keys,
+    tile: &Tile,
+    packed: PackedQueries,
+    (begin, end): (usize, usize),
+) {
+    let (vectors, most) = P::Float::side_by_side(tile.rows, keys.vectors);
+    let group = vectors * LANES;
+    let mut position = begin - (begin - keys.first) % group;
+    while position < end {
+        let (piece, width) = keys.window(position, most);
+        let first = keys.first + piece * keys.len;
+        let (mut offset, after) = match width {
+            1 => (keys.piece(position).1, end.min(first + keys.len)),
+            _ => (0, first + keys.len),
+        };
+        if ahead {
+            (0..width).for_each(|index| prefetch_scales::<P>(keys, piece + index + keys.ahead));
+        }
+        while first + offset < after {
+            let inside = head_bytes::<P>(keys) + 4 * offset;
+            let args = QkArgs {
+                q: packed.words,
+                starts: packed.starts,
+                dwords: dwords::<P>(head_dim),
+                keys: keys.side_by_side(piece, inside),
+                stride: 4 * keys.len,
+                scales: keys.side_by_side(piece, P::SCALE_BYTES * offset),
+                ahead: ahead.then(|| keys.side_by_side(piece + keys.ahead, inside)),
+                scores: tile.scores.wrapping_add(first + offset - keys.start),
+                block: keys.len,
+            };
+            // SAFETY: the caller's duty.
+            unsafe {
+                match (width, vectors) {
+                    (1, 1) => with_rows!(tile.rows, R => P::qk::<R, 1, 1>(&args)),
+                    (1, _) => with_rows!(tile.rows, R => P::qk::<R, 2, 1>(&args)),
+                    (2, 1) => with_rows!(tile.rows, up to 6, R => P::qk::<R, 1, 2>(&args)),
+                    (2, _) => with_rows!(tile.rows, up to 6, R => P::qk::<R, 2, 2>(&args)),
+                    (_, 1) => with_rows!(tile.rows, up to 3, R => P::qk::<R, 1, 4>(&args)),
+                    _ => with_rows!(tile.rows, up to 3, R => P::qk::<R, 2, 4>(&args)),
+                }
+            }
+            offset += group;
+        }
+        position = first + width * keys.len;
+    }
+}
+
+/// Add the values of keys `begin..end`, whole pairs, to `count` rows from `row` on; `first` when the sums start from
+/// zero.
+///
+/// # Safety
+/// As [`scores`].
+pub(super) unsafe fn values<P: Products>(
+    head_dim: usize,
+    ahead: bool,
+    keys: &Keys,
+    tile: &Tile,
+    (row, count): (usize, usize),
+    (begin, end): (usize, usize),
+    mut first: bool,
+) {
+    let stride = P::PAIR_BYTES * P::ELEMENTS * dwords::<P>(head_dim);
+    let mut position = begin;
+    while position < end {
+        let (piece, offset) = keys.piece(position);
+        let to = end.min(position - offset + keys.len);
+        let index = keys.pieces + piece;
+        if ahead {
+            prefetch_scales::<P>(keys, index + keys.ahead);
+        }
+        let args = PvArgs {
+            p: probabilities(keys, tile, row, position),
+            count: (to - position) / 2,
+            values: values_at::<P>(head_dim, keys, position),
+            stride,
+            ahead: None,
+            out: tile.out.wrapping_add(row * tile.out_stride).cast(),
+            out_stride: tile.out_stride,
+            first,
+        };
+        let shape = (keys.len / 2, stride);
+        let lines = ahead.then(|| keys.values_ahead(piece, shape, head_bytes::<P>(keys), offset / 2));
+        // SAFETY: the caller's duty.
+        unsafe { with_rows!(count, R => pv_rows::<P, R>(args, padded(head_dim) / LANES, lines)) };
+        first = false;
+        position = to;
+    }
+}
+
+/// The pair of probabilities of one row that begins at an even `position`.
+pub(super) fn probabilities(keys: &Keys, tile: &Tile, row: usize, position: usize) -> *const i32 {
+    tile.scores.wrapping_add(row * SCORE_STRIDE).cast::<i32>().wrapping_add((position - keys.start) / 2)
+}
+
+/// The pair of values that begins at an even `position`.
+pub(super) fn values_at<P: Products>(head_dim: usize, keys: &Keys, position: usize) -> *const u8 {
+    let (piece, offset) = keys.piece(position);
+    let stride = P::PAIR_BYTES * P::ELEMENTS * dwords::<P>(head_dim);
+    keys.at[keys.pieces + piece].wrapping_add(head_bytes::<P>(keys) + offset / 2 * stride)
+}
+
+/// All vectors of a value, as many at once as the accumulators allow.
+unsafe fn pv_rows<P: Products, const R: usize>(args: PvArgs, vectors: usize, ahead: Option<Ahead>) {
+    let most = P::Float::ACCUMULATORS / R;
+    let mut done = 0;
+    while done < vectors {
+        let (left, bytes) = (vectors - done, done * P::PAIR_BYTES * LANES);
+        let args = PvArgs {
+            values: args.values.wrapping_add(bytes),
+            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
+            out: args.out.wrapping_add(done * LANES),
+            ..args
+        };
+        // SAFETY: the caller's duty.
+        done += unsafe {
+            if most >= 8 && left >= 8 {
+                P::pv::<R, 8>(&args);
+                8
+            } else if most >= 4 && left >= 4 {
+                P::pv::<R, 4>(&args);
+                4
+            } else if most >= 2 && left >= 2 {
+                P::pv::<R, 2>(&args);
+                2
+            } else {
+                P::pv::<R, 1>(&args);
+                1
+            }
+        };
+    }
+}
