@@ -49,7 +49,7 @@ fn main() {
     let clock = if threads == 1 { libc::CLOCK_PROCESS_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
     let mut bench = Bench { clock, workers: Pool::new(threads).unwrap(), filters, probe };
     println!("{threads} threads, levels up to {}", Isa::detect());
-    let types = [DType::F16.into(), DType::Bf16.into(), DType::F32.into(), KvType::Int8];
+    let types = [DType::F16.into(), DType::Bf16.into(), DType::F32.into(), KvType::Int8, KvType::Bf16Pairs];
     let shapes = [(16, 8, 128), (32, 8, 64), (14, 2, 64), (8, 8, 128)];
     for dtype in types {
         for (heads, kv_heads, dim) in shapes {
@@ -262,8 +262,12 @@ fn report(name: &str, times: &mut [f64], roofs: &mut [f64], work: f64, unit: &st
 
 /// Levels whose code differs for a cache of that type.
 fn levels(dtype: KvType) -> impl Iterator<Item = Isa> {
-    let most = if dtype == KvType::Int8 { Isa::Avx512Vnni } else { Isa::Avx512 };
-    Isa::ALL.into_iter().filter(move |isa| (Isa::Avx2..=most).contains(isa) && isa.is_supported())
+    let range = match dtype {
+        KvType::Float(_) => Isa::Avx2..=Isa::Avx512,
+        KvType::Int8 => Isa::Avx2..=Isa::Avx512Vnni,
+        KvType::Bf16Pairs => Isa::Avx512Bf16..=Isa::Avx512Bf16,
+    };
+    Isa::ALL.into_iter().filter(move |isa| range.contains(isa) && isa.is_supported())
 }
 
 /// A shuffled block table.

@@ -484,8 +484,9 @@ fn windows_hide_what_lies_behind_them() {
             chunks_blocks_and_threads(&Shape { window: Some(window), ..shape }, len, [1, 7, 61, WHOLE]);
         }
     }
-    for (window, dtype) in
-        [1, 17, 300].into_iter().flat_map(|window| [KvType::Int8, KvType::Bf16Pairs].map(|dtype| (window, dtype)))
+    for (window, dtype) in [1, 17, 300]
+        .into_iter()
+        .flat_map(|window| [KvType::Int8, KvType::Bf16Pairs].map(|dtype| (window, dtype)))
     {
         let shape = Shape { window: Some(window), dtype, ..Shape::new(7, 1, 24) };
         chunks_blocks_and_threads(&shape, 400, [1, 7, 61, WHOLE]);

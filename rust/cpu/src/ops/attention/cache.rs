@@ -36,7 +36,9 @@ impl KvType {
     /// How `isa` likes heads of `head_dim` elements of this type.
     pub fn at_level(self, isa: Isa, head_dim: usize) -> Self {
         match self {
-            Self::Float(DType::Bf16) if isa == Isa::Avx512Bf16 && head_dim.is_multiple_of(2) => Self::Bf16Pairs,
+            Self::Float(DType::Bf16) if isa == Isa::Avx512Bf16 && head_dim.is_multiple_of(2) => {
+                Self::Bf16Pairs
+            }
             other => other,
         }
     }

@@ -150,7 +150,8 @@ unsafe fn attend_codes<P: Products>(head_dim: usize, ahead: bool, keys: &Keys, t
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
-    let packed = PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim) * P::WORDS, tile.rows);
+    let packed =
+        PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim) * P::WORDS, tile.rows);
     // SAFETY: the caller's duty.
     unsafe {
         walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
@@ -195,8 +196,6 @@ unsafe fn attend_pairs(head_dim: usize, scale: f32, ahead: bool, keys: &Keys, ti
         for row in rows.clone() {
             let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
             P::round(tile.scores.add(row * SCORE_STRIDE), range, vectors, 1.0);
-            let out = tile.out.add(row * tile.out_stride);
-            std::slice::from_raw_parts_mut(out, padded(head_dim)).fill(0.0);
         }
         add_pairs(head_dim, ahead, keys, tile, rows);
     }
@@ -207,8 +206,14 @@ unsafe fn attend_pairs(head_dim: usize, scale: f32, ahead: bool, keys: &Keys, ti
 /// its result into NaN.
 unsafe fn add_pairs(head_dim: usize, ahead: bool, keys: &Keys, tile: &Tile, rows: std::ops::Range<usize>) {
     let (low, high) = (tile.ranges[rows.end - 1].0.next_multiple_of(2), tile.ranges[rows.start].1 / 2 * 2);
+    // Sums start from zero in the tile, or else in memory.
+    let together = rows.len() == tile.rows && low < high && tile.ranges[rows.start].0 == low;
     // SAFETY: the caller's duty.
     unsafe {
+        for row in rows.clone().filter(|_| !together) {
+            let out = tile.out.add(row * tile.out_stride);
+            std::slice::from_raw_parts_mut(out, padded(head_dim)).fill(0.0);
+        }
         if rows.len() < tile.rows || low >= high {
             for row in rows {
                 add_row(head_dim, ahead, keys, tile, row, tile.ranges[row]);
@@ -218,7 +223,7 @@ unsafe fn add_pairs(head_dim: usize, ahead: bool, keys: &Keys, tile: &Tile, rows
         for row in rows.clone() {
             add_row(head_dim, ahead, keys, tile, row, (tile.ranges[row].0, low));
         }
-        walk::values::<Bf16Dots>(head_dim, ahead, keys, tile, (0, tile.rows), (low, high), false);
+        walk::values::<Bf16Dots>(head_dim, ahead, keys, tile, (0, tile.rows), (low, high), together);
         for row in rows {
             add_row(head_dim, ahead, keys, tile, row, (high, tile.ranges[row].1));
         }

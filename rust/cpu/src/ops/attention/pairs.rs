@@ -226,6 +226,10 @@ mod x86 {
     pub(super) unsafe fn pack(queries: &[&[f32]], to: *mut i32) {
         let (rows, dim) = (queries.len(), queries[0].len());
         let mask = ((1u32 << rows) - 1) as u16;
+        // Rows lie far apart: ask for all of them at once.
+        for at in queries.iter().flat_map(|query| query.chunks(LANES)) {
+            _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
+        }
         for first in (0..dim).step_by(32) {
             let words = (dim - first).min(32) / 2;
             let to = to.wrapping_add(first / 2 * rows);

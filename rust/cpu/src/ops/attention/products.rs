@@ -28,19 +28,28 @@ pub(super) struct QkArgs {
     pub(super) block: usize,
 }
 
+/// Pairs of values that lie one behind the other.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    /// The first.
+    pub(super) values: *const u8,
+    /// How many.
+    pub(super) count: usize,
+    /// What to prefetch meanwhile.
+    pub(super) ahead: Option<Ahead>,
+}
+
 /// Arguments of [`Products::pv`]: add probabilities times values to R rows of N vectors.
 #[derive(Clone, Copy)]
-pub(super) struct PvArgs {
+pub(super) struct PvArgs<'a> {
     /// `[R]` rows of pairs of probabilities, `SCORE_STRIDE` apart, at the first pair.
     pub(super) p: *const i32,
-    /// Pairs of keys.
-    pub(super) count: usize,
-    /// First pair of values.
-    pub(super) values: *const u8,
+    /// The values, ascending.
+    pub(super) runs: &'a [Run],
+    /// Byte of each value to begin with.
+    pub(super) byte: usize,
     /// Bytes from one pair to the next.
     pub(super) stride: usize,
-    /// What to prefetch.
-    pub(super) ahead: Option<Ahead>,
     /// `[R]` rows of sums to add to, `out_stride` apart, integers or floats.
     pub(super) out: *mut i32,
     pub(super) out_stride: usize,
@@ -87,7 +96,7 @@ pub(super) trait Products: 'static {
 
     // The loops below, compiled for this level.
     unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &QkArgs);
-    unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs);
+    unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs<'_>);
     unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32;
     unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
@@ -135,8 +144,8 @@ pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize, const B: us
 
 /// `out[r] += sum_j p[r][j] * v[j]` over N vectors of the values, two keys at a time.
 #[inline(always)]
-pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvArgs) {
-    let PvArgs { p, count, values, stride, ahead, out, out_stride, first } = *args;
+pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvArgs<'_>) {
+    let PvArgs { mut p, runs, byte, stride, out, out_stride, first } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
         let mut sums = [[P::splat(0); N]; R];
@@ -148,24 +157,29 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
             }
         }
         let lines = (P::PAIR_BYTES * N * LANES).div_ceil(LINE);
-        let (ahead, step) = ahead.map_or(([values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
-        for pair in 0..count {
-            let from = values.add(pair * stride);
-            let mut v = [P::load_values(from); N];
-            for (n, v) in v.iter_mut().enumerate().skip(1) {
-                *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
-            }
-            if step > 0 {
-                for line in &ahead[..lines] {
-                    P::Float::prefetch(line.wrapping_add(pair * step));
+        for run in runs {
+            let ahead = run.ahead.and_then(|ahead| ahead.at_byte(byte));
+            let (ahead, step) =
+                ahead.map_or(([run.values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
+            for pair in 0..run.count {
+                let from = run.values.add(byte + pair * stride);
+                let mut v = [P::load_values(from); N];
+                for (n, v) in v.iter_mut().enumerate().skip(1) {
+                    *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
+                }
+                if step > 0 {
+                    for line in &ahead[..lines] {
+                        P::Float::prefetch(line.wrapping_add(pair * step));
+                    }
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let p = p.add(r * SCORE_STRIDE + pair);
+                    for (sum, v) in sums.iter_mut().zip(v) {
+                        *sum = P::add_values(*sum, v, p);
+                    }
                 }
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let p = p.add(r * SCORE_STRIDE + pair);
-                for (sum, v) in sums.iter_mut().zip(v) {
-                    *sum = P::add_values(*sum, v, p);
-                }
-            }
+            p = p.add(run.count);
         }
         for (r, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
@@ -242,7 +256,7 @@ macro_rules! product_kernels {
             unsafe { products::qk::<Self, R, N, B>(args) }
         }
         #[target_feature(enable = $features)]
-        unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs) {
+        unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs<'_>) {
             // SAFETY: the caller's duty.
             unsafe { products::pv::<Self, R, N>(args) }
         }

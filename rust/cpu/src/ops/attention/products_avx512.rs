@@ -144,7 +144,9 @@ impl Products for Bf16Dots {
     #[inline(always)]
     unsafe fn store_words(to: *mut i16, x: __m512) {
         // SAFETY: the caller's duty.
-        unsafe { _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))) }
+        unsafe {
+            _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
+        }
     }
     #[inline(always)]
     unsafe fn load_keys(from: *const u8) -> __m512i {

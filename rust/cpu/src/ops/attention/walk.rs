@@ -1,12 +1,14 @@
 //! How a tile of dword products walks over the pieces of a split: scores, and sums of values.
 
+use std::ptr::null;
+
 use super::codes::PackedQueries;
 use super::kernels::SCORE_STRIDE;
-use super::products::{Products, PvArgs, QkArgs};
+use super::products::{Products, PvArgs, QkArgs, Run};
 use super::scratch::padded;
 use super::simd::{LANES, Simd};
-use super::tile::{Keys, Tile, with_rows};
-use super::windows::{Ahead, LINE};
+use super::tile::{Keys, PIECES, Tile, with_rows};
+use super::windows::LINE;
 
 /// Bytes of the scales before the keys, or the values, of a piece.
 fn head_bytes<P: Products>(keys: &Keys) -> usize {
@@ -82,7 +84,7 @@ pub(super) unsafe fn scores<P: Products>(
     }
 }
 
-/// Add the values of keys `begin..end`, whole pairs, to `count` rows from `row` on; `first` when the sums start from
+/// Add the values of keys `begin..end`, whole pairs, to `rows` rows from `row` on; `first` when the sums start from
 /// zero.
 ///
 /// # Safety
@@ -92,36 +94,49 @@ pub(super) unsafe fn values<P: Products>(
     ahead: bool,
     keys: &Keys,
     tile: &Tile,
-    (row, count): (usize, usize),
+    (row, rows): (usize, usize),
     (begin, end): (usize, usize),
     mut first: bool,
 ) {
-    let stride = P::PAIR_BYTES * P::ELEMENTS * dwords::<P>(head_dim);
+    let stride = pair_stride::<P>(head_dim);
+    let mut runs = [Run { values: null(), count: 0, ahead: None }; PIECES];
+    let (mut begin, mut count) = (begin, 0);
     let mut position = begin;
     while position < end {
         let (piece, offset) = keys.piece(position);
         let to = end.min(position - offset + keys.len);
-        let index = keys.pieces + piece;
         if ahead {
-            prefetch_scales::<P>(keys, index + keys.ahead);
+            prefetch_scales::<P>(keys, keys.pieces + piece + keys.ahead);
         }
-        let args = PvArgs {
-            p: probabilities(keys, tile, row, position),
-            count: (to - position) / 2,
-            values: values_at::<P>(head_dim, keys, position),
-            stride,
-            ahead: None,
-            out: tile.out.wrapping_add(row * tile.out_stride).cast(),
-            out_stride: tile.out_stride,
-            first,
-        };
         let shape = (keys.len / 2, stride);
-        let lines = ahead.then(|| keys.values_ahead(piece, shape, head_bytes::<P>(keys), offset / 2));
-        // SAFETY: the caller's duty.
-        unsafe { with_rows!(count, R => pv_rows::<P, R>(args, padded(head_dim) / LANES, lines)) };
-        first = false;
+        runs[count] = Run {
+            values: values_at::<P>(head_dim, keys, position),
+            count: (to - position) / 2,
+            ahead: ahead.then(|| keys.values_ahead(piece, shape, head_bytes::<P>(keys), offset / 2)),
+        };
+        count += 1;
         position = to;
+        // What comes from memory is taken in the order it lies there.
+        if ahead || position == end {
+            let args = PvArgs {
+                p: probabilities(keys, tile, row, begin),
+                runs: &runs[..count],
+                byte: 0,
+                stride,
+                out: tile.out.wrapping_add(row * tile.out_stride).cast(),
+                out_stride: tile.out_stride,
+                first,
+            };
+            // SAFETY: the caller's duty.
+            unsafe { with_rows!(rows, R => pv_rows::<P, R>(args, padded(head_dim) / LANES)) };
+            (begin, count, first) = (position, 0, false);
+        }
     }
+}
+
+/// Bytes from one pair of values to the next.
+const fn pair_stride<P: Products>(head_dim: usize) -> usize {
+    P::PAIR_BYTES * P::ELEMENTS * dwords::<P>(head_dim)
 }
 
 /// The pair of probabilities of one row that begins at an even `position`.
@@ -132,22 +147,17 @@ pub(super) fn probabilities(keys: &Keys, tile: &Tile, row: usize, position: usiz
 /// The pair of values that begins at an even `position`.
 pub(super) fn values_at<P: Products>(head_dim: usize, keys: &Keys, position: usize) -> *const u8 {
     let (piece, offset) = keys.piece(position);
-    let stride = P::PAIR_BYTES * P::ELEMENTS * dwords::<P>(head_dim);
-    keys.at[keys.pieces + piece].wrapping_add(head_bytes::<P>(keys) + offset / 2 * stride)
+    keys.at[keys.pieces + piece].wrapping_add(head_bytes::<P>(keys) + offset / 2 * pair_stride::<P>(head_dim))
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<P: Products, const R: usize>(args: PvArgs, vectors: usize, ahead: Option<Ahead>) {
+unsafe fn pv_rows<P: Products, const R: usize>(args: PvArgs<'_>, vectors: usize) {
     let most = P::Float::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
-        let (left, bytes) = (vectors - done, done * P::PAIR_BYTES * LANES);
-        let args = PvArgs {
-            values: args.values.wrapping_add(bytes),
-            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
-            out: args.out.wrapping_add(done * LANES),
-            ..args
-        };
+        let left = vectors - done;
+        let args =
+            PvArgs { byte: done * P::PAIR_BYTES * LANES, out: args.out.wrapping_add(done * LANES), ..args };
         // SAFETY: the caller's duty.
         done += unsafe {
             if most >= 8 && left >= 8 {
