@@ -16,7 +16,7 @@ pub enum Isa {
     Avx512,
     /// The level above plus VPDPBUSD for integer weights.
     Avx512Vnni,
-    /// The level above plus VPDPBF16PS for bf16 weights.
+    /// The level above plus VPDPBF16PS for bf16 weights, keys and values.
     Avx512Bf16,
 }
 

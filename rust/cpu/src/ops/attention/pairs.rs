@@ -167,7 +167,8 @@ mod x86 {
         let mut offset = offset;
         while let Some(value) = values.next() {
             let pair = to.cast::<u16>().wrapping_add(offset / 2 * 2 * value.len());
-            match if offset % 2 == 0 { values.next() } else { None } {
+            let second = if offset.is_multiple_of(2) { values.next() } else { None };
+            match second {
                 Some(next) => {
                     // SAFETY: both slots of the pair.
                     unsafe { store_pair(value, next, pair.cast()) };
