@@ -61,7 +61,7 @@ class LLM:
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
         max_num_mixed_prefill_tokens: int | None = None,
-        block_size: int = 32,
+        block_size: int = 128,
         enable_prefix_caching: bool = True,
         num_threads: int | None = None,
         speculative: object = None,

@@ -101,7 +101,8 @@ class EngineConfig:
         max_num_mixed_prefill_tokens: most prompt tokens of a step in which other sequences decode, 1 to 65536: a long
             prompt then holds them up for less time per token, and takes a little longer itself. None: 128 on the CPU,
             no such limit on a GPU.
-        block_size: tokens per KV block: 16, 32, 64, 128 or 256.
+        block_size: tokens per KV block: 16, 32, 64, 128 or 256. Prompts share whole blocks, so smaller ones share
+            shorter beginnings; the CPU reads keys and values of long contexts faster from larger ones, up to 128.
         enable_prefix_caching: reuse KV blocks of prompts that start alike.
         num_threads: worker threads. None: `PYRITE_NUM_THREADS`, or the physical cores this process may use.
         speculative: None. Others are not built yet.
@@ -122,7 +123,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     max_num_mixed_prefill_tokens: int | None = None
-    block_size: int = 32
+    block_size: int = 128
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     speculative: object = None

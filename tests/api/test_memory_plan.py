@@ -77,7 +77,7 @@ def test_dtypes(stored, dtype, kv_cache_dtype, expected, itemsize):
 def test_takes_what_all_sequences_need_and_no_more():
     plan = plan_memory(opened(), EngineConfig(max_num_seqs=4))
     assert plan.max_model_len == 1024 and plan.capacity_tokens == 4 * 1024
-    assert plan.kv_groups[0].num_blocks == 4 * 1024 // 32
+    assert plan.kv_groups[0].num_blocks == 4 * 1024 // plan.block_size
     assert plan.kv_bytes == 4 * 1024 * FULL_TOKEN_BYTES
 
 
@@ -104,19 +104,19 @@ def test_budget_is_kept_over_several_groups(block_size, budget_blocks):
 
 
 def test_default_context_shrinks_with_a_warning(caplog):
-    plan = plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES))
+    plan = plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES, block_size=32))
     assert plan.max_model_len == plan.capacity_tokens == 96
     assert "shrinks from 1024 to 96" in caplog.text
 
 
 def test_explicit_context_that_cannot_fit():
     with pytest.raises(CapacityError, match="one sequence"):
-        plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES, max_model_len=97))
-    assert plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES, max_model_len=96))
+        plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES, max_model_len=97, block_size=32))
+    assert plan_memory(opened(), EngineConfig(kv_cache_memory=100 * FULL_TOKEN_BYTES, max_model_len=96, block_size=32))
 
 
 def test_not_even_one_block():
-    with pytest.raises(CapacityError, match=f"expected {32 * FULL_TOKEN_BYTES} bytes"):
+    with pytest.raises(CapacityError, match=f"expected {128 * FULL_TOKEN_BYTES} bytes"):
         plan_memory(opened(), EngineConfig(kv_cache_memory=1))
 
 

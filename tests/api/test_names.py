@@ -39,7 +39,7 @@ NAMES = [
 LLM_METHODS = {
     "__init__": "model=None, *, device='auto', dtype='auto', quantization=None, kv_cache_dtype='auto', "
     "kv_cache_memory=None, max_model_len=None, max_num_seqs=16, max_num_batched_tokens=512, "
-    "max_num_mixed_prefill_tokens=None, block_size=32, "
+    "max_num_mixed_prefill_tokens=None, block_size=128, "
     "enable_prefix_caching=True, num_threads=None, speculative=None, seed=None, revision=None, strict=False",
     "generate": "prompts, sampling_params=None, *, use_tqdm=True",
     "chat": "messages, sampling_params=None, *, reasoning=None, thinking_budget=None, answer_reserve=None, tools=None, "

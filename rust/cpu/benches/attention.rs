@@ -54,7 +54,7 @@ fn main() {
     for dtype in types {
         for (heads, kv_heads, dim) in shapes {
             for len in [2048, 16384] {
-                for block_size in [16, 32, 64] {
+                for block_size in [16, 32, 128] {
                     bench.case(Case { heads, kv_heads, dim, len, block_size, dtype }, 1);
                 }
             }
@@ -63,7 +63,7 @@ fn main() {
     for (heads, kv_heads, dim) in shapes {
         for len in [512, 2048] {
             for dtype in types {
-                let case = Case { heads, kv_heads, dim, len, block_size: 32, dtype };
+                let case = Case { heads, kv_heads, dim, len, block_size: 128, dtype };
                 bench.case(case, len);
                 bench.store(case);
                 bench.store_step(case);

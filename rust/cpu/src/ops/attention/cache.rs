@@ -1,8 +1,9 @@
 //! The bytes of one KV group, and the two operations that write them.
 //!
-//! Layout: `[layer, block, kv head]`, and for each of those the keys transposed, `[head_dim, block_size]`, followed
-//! by the values as rows, `[block_size, head_dim]`; `codes` and `pairs` tell what integers and pairs of bf16 look like
-//! instead. A lane of a key vector is a token, so a score is one chain of multiply-adds over ascending d with no
+//! Layout: `[layer, block, kv head]`, and for each of those the keys followed by the values, in tiles of up to [`TILE`]
+//! tokens: a tile's keys transposed, `[head_dim, tile]`, its values as rows, `[tile, head_dim]`; `codes` and `pairs` tell
+//! what integers and pairs of bf16 look like instead. Attention reads the keys of a block from its first byte to its
+//! last, and then its values: memory is only read at full speed in long runs. A lane of a key vector is a token, so a score is one chain of multiply-adds over ascending d with no
 //! horizontal sum.
 
 use std::ops::Range;
@@ -16,6 +17,8 @@ use crate::isa::Isa;
 use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows};
 
+/// Tokens of a tile, unless blocks are smaller.
+pub(super) const TILE: usize = 64;
 /// Tokens that one worker stores together, at most.
 const STORE_TOKENS: usize = 32;
 /// Items of a store per worker that are wanted.
@@ -87,12 +90,12 @@ pub struct KvPool {
     dtype: KvType,
 }
 
-/// Where the keys and the values of one (layer, block, kv head) begin.
+/// Where the keys and the values of a tile of one (layer, block, kv head) begin.
 #[derive(Clone, Copy)]
-pub(super) struct BlockHead {
-    /// `[head_dim, block_size]` keys, or their scales and codes.
+pub(super) struct TileHead {
+    /// `[head_dim, tile]` keys, or their scales and codes.
     pub(super) keys: *mut u8,
-    /// `[block_size, head_dim]` values, or their scales and codes.
+    /// `[tile, head_dim]` values, or their scales and codes.
     pub(super) values: *mut u8,
 }
 
@@ -159,6 +162,11 @@ impl KvPool {
         self.num_kv_heads
     }
 
+    /// Tokens of a tile.
+    pub(super) fn tile(&self) -> usize {
+        self.block_size.min(TILE)
+    }
+
     /// Elements of a key or a value.
     pub fn head_dim(&self) -> usize {
         self.head_dim
@@ -179,18 +187,20 @@ impl KvPool {
         self.block_size * self.num_kv_heads * self.slot_bytes()
     }
 
-    /// Address of a block's keys and values of one head.
-    pub(super) fn at(&self, layer: usize, block: usize, kv_head: usize) -> BlockHead {
+    /// Address of the tile of one head that holds token `offset` of a block.
+    pub(super) fn at(&self, layer: usize, block: usize, kv_head: usize, offset: usize) -> TileHead {
         assert!(
             layer < self.num_layers && block < self.num_blocks && kv_head < self.num_kv_heads,
             "block {block} of layer {layer}, head {kv_head}: outside the pool"
         );
-        let half = self.block_size * self.dtype.head_bytes(self.head_dim);
-        let offset = (layer * self.num_blocks + block) * self.block_bytes() + 2 * half * kv_head;
+        debug_assert!(offset < self.block_size, "token {offset} of a block of {}", self.block_size);
+        let token = self.dtype.head_bytes(self.head_dim);
+        let half = self.block_size * token;
+        let head = (layer * self.num_blocks + block) * self.block_bytes() + 2 * half * kv_head;
         // SAFETY: in range by the assertion and the size allocated in `zeroed`.
         unsafe {
-            let keys = self.bytes.as_ptr().add(offset);
-            BlockHead { keys, values: keys.add(half) }
+            let keys = self.bytes.as_ptr().add(head + offset / self.tile() * self.tile() * token);
+            TileHead { keys, values: keys.add(half) }
         }
     }
 }
@@ -202,8 +212,8 @@ pub fn copy_blocks(worker: &Worker<'_>, pool: &KvPool, copies: &[(i32, i32)]) {
     worker.share(copies.len() * pool.num_layers, |item| {
         let (source, destination) = copies[item / pool.num_layers];
         let layer = item % pool.num_layers;
-        let from = pool.at(layer, index(source), 0).keys;
-        let to = pool.at(layer, index(destination), 0).keys;
+        let from = pool.at(layer, index(source), 0, 0).keys;
+        let to = pool.at(layer, index(destination), 0, 0).keys;
         // SAFETY: both are whole blocks inside the pool; each destination belongs to one item only, and by
         // contract no destination is read by another item.
         unsafe { std::ptr::copy(from, to, pool.block_bytes()) };
@@ -282,9 +292,9 @@ pub(crate) fn kv_store_after(
                     token += 1;
                     continue;
                 };
-                let at = pool.at(layer, slot / pool.block_size, kv_head);
-                let offset = slot % pool.block_size;
-                let most = (tokens.end - token).min(pool.block_size - offset);
+                let at = pool.at(layer, slot / pool.block_size, kv_head, slot % pool.block_size);
+                let offset = slot % pool.tile();
+                let most = (tokens.end - token).min(pool.tile() - offset);
                 let run = token..token + consecutive(&slot_mapping[token..], most);
                 token = run.end;
                 // SAFETY: the offsets lie in the block; the slots are this item's alone; `isa` is supported.
@@ -308,40 +318,40 @@ fn heads<'a>(
     tokens.map(move |token| x.part(token, columns.start, columns.len()))
 }
 
-/// Store `tokens` and `columns` of keys and values in slots from `offset` on of one block and head.
+/// Store `tokens` and `columns` of keys and values in slots from `offset` on of one tile and head.
 ///
 /// # Safety
-/// The slots must lie inside the block, nobody else may touch them, and `isa` must be supported.
+/// The slots must lie inside the tile, nobody else may touch them, and `isa` must be supported.
 unsafe fn store_run(
     isa: Isa,
     pool: &KvPool,
-    (at, offset): (BlockHead, usize),
+    (at, offset): (TileHead, usize),
     (k, v): (Rows<'_>, Rows<'_>),
     tokens: Range<usize>,
     columns: Range<usize>,
 ) {
     let (k, v) = (heads(k, tokens.clone(), columns.clone()), heads(v, tokens, columns));
-    let (block_size, dim) = (pool.block_size, pool.head_dim);
-    // SAFETY: all addresses are of the tokens' slots in this block and head; the rest is the caller's duty.
+    let (tile, dim) = (pool.tile(), pool.head_dim);
+    // SAFETY: all addresses are of the tokens' slots in this tile and head; the rest is the caller's duty.
     unsafe {
         let dtype = match pool.dtype {
             KvType::Float(dtype) => dtype,
             KvType::Int8 => {
                 for ((k, v), offset) in k.zip(v).zip(offset..) {
-                    codes::store_token(isa, block_size, at, offset, k, v);
+                    codes::store_token(isa, tile, at, offset, k, v);
                 }
                 return;
             }
-            KvType::Bf16Pairs => return pairs::store(isa, block_size, at, offset, k, v),
+            KvType::Bf16Pairs => return pairs::store(isa, tile, at, offset, k, v),
         };
         for (v, offset) in v.zip(offset..) {
             let bytes = dim * dtype.size();
             let values = std::slice::from_raw_parts_mut(at.values.add(offset * bytes), bytes);
             simd::narrow(isa, dtype, v, values);
         }
-        if !store::store_keys(isa, dtype, k.clone(), (at.keys, offset, block_size)) {
+        if !store::store_keys(isa, dtype, k.clone(), (at.keys, offset, tile)) {
             for (k, offset) in k.zip(offset..) {
-                store_key(isa, dtype, k, at.keys.add(offset * dtype.size()), block_size);
+                store_key(isa, dtype, k, at.keys.add(offset * dtype.size()), tile);
             }
         }
     }

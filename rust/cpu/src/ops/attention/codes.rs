@@ -1,14 +1,14 @@
 //! Keys and values as 8-bit integers, each with one f32 scale per token and head.
 //!
-//! In a block and head: `[block_size]` scales of the keys, the keys as `[head_dim / 4, block_size, 4]` bytes of code
-//! plus 128, `[block_size]` scales of the values, the values as `[block_size / 2, head_dim, 2]` signed bytes.
+//! In a tile and head: `[tile]` scales of the keys, the keys as `[head_dim / 4, tile, 4]` bytes of code
+//! plus 128, `[tile]` scales of the values, the values as `[tile / 2, head_dim, 2]` signed bytes.
 //! `head_dim` is rounded up to a multiple of four. A dword of the keys meets four elements of the query, a pair of
 //! bytes of the values two probabilities of 16 bits; all sums are exact integers.
 //!
 //! A token whose key or value has an element that is not finite gets two scales that are NaN, and so does every
 //! result that sees it.
 
-use super::cache::BlockHead;
+use super::cache::TileHead;
 use crate::isa::Isa;
 
 /// Largest code.
@@ -111,35 +111,28 @@ macro_rules! per_level {
 /// Quantize and store one token's key and value of one head.
 ///
 /// # Safety
-/// `offset` must lie inside the block, nobody else may touch the token's slot, and `isa` must be supported.
-pub(super) unsafe fn store_token(
-    isa: Isa,
-    block_size: usize,
-    at: BlockHead,
-    offset: usize,
-    k: &[f32],
-    v: &[f32],
-) {
-    per_level!(isa, store(block_size: usize, at: BlockHead, offset: usize, k: &[f32], v: &[f32]) -> ())
+/// `offset` must lie inside the tile, nobody else may touch the token's slot, and `isa` must be supported.
+pub(super) unsafe fn store_token(isa: Isa, tile: usize, at: TileHead, offset: usize, k: &[f32], v: &[f32]) {
+    per_level!(isa, store(tile: usize, at: TileHead, offset: usize, k: &[f32], v: &[f32]) -> ())
 }
 
 /// # Safety
 /// As [`store_token`].
 #[inline(always)]
-unsafe fn store(block_size: usize, at: BlockHead, offset: usize, k: &[f32], v: &[f32]) {
+unsafe fn store(tile: usize, at: TileHead, offset: usize, k: &[f32], v: &[f32]) {
     let (mut k_scale, mut v_scale) = (scale_of(k), scale_of(v));
     if !k_scale.is_finite() || !v_scale.is_finite() {
         (k_scale, v_scale) = (f32::NAN, f32::NAN);
     }
-    let (keys, values) = (at.key_codes(block_size), at.value_codes(block_size));
-    // SAFETY: the caller's duty; all addresses are of the token's slot in this block and head.
+    let (keys, values) = (at.key_codes(tile), at.value_codes(tile));
+    // SAFETY: the caller's duty; all addresses are of the token's slot in this tile and head.
     unsafe {
         at.keys.cast::<f32>().add(offset).write_unaligned(k_scale);
         at.values.cast::<f32>().add(offset).write_unaligned(v_scale);
         each_chunk(k, k_scale, |first, codes| {
             for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
                 let biased = four.map(|code| (code as u8) ^ 0x80);
-                keys.add(4 * ((first / 4 + step) * block_size + offset)).cast::<[u8; 4]>().write(biased);
+                keys.add(4 * ((first / 4 + step) * tile + offset)).cast::<[u8; 4]>().write(biased);
             }
         });
         let pair = values.add(offset / 2 * 2 * padded(v.len()) + offset % 2);
@@ -218,14 +211,14 @@ unsafe fn pack(query: &[f32], softmax_scale: f32, to: PackedQueries, row: usize,
     }
 }
 
-impl BlockHead {
+impl TileHead {
     /// Codes of the keys.
-    pub(super) fn key_codes(&self, block_size: usize) -> *mut u8 {
-        self.keys.wrapping_add(size_of::<f32>() * block_size)
+    pub(super) fn key_codes(&self, tile: usize) -> *mut u8 {
+        self.keys.wrapping_add(size_of::<f32>() * tile)
     }
 
     /// Codes of the values.
-    pub(super) fn value_codes(&self, block_size: usize) -> *mut u8 {
-        self.values.wrapping_add(size_of::<f32>() * block_size)
+    pub(super) fn value_codes(&self, tile: usize) -> *mut u8 {
+        self.values.wrapping_add(size_of::<f32>() * tile)
     }
 }

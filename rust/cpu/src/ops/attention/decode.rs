@@ -3,18 +3,18 @@
 use std::cell::Cell;
 use std::ptr::null;
 
+use super::ahead::Ahead;
 use super::kind::Kind;
 use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
-use super::windows::{STREAMS, streams};
 
 /// What a worker's scratch holds the packed queries of: a sequence, a kv head, and the first row of a tile.
 pub(super) type Packed = Option<(usize, usize, usize)>;
 
-/// Keys `begin..end` of one split, in blocks of the cache.
+/// Keys `begin..end` of one split, in tiles of the cache.
 fn cached_keys(
     problem: &Problem<'_>,
     sequence: usize,
@@ -22,29 +22,28 @@ fn cached_keys(
     start: usize,
     (begin, end): (usize, usize),
 ) -> Keys {
-    let block_size = problem.pool.block_size();
-    let first = begin / block_size * block_size;
-    let vectors = MAX_KEY_VECTORS.min(block_size / LANES);
-    let piece_bytes = block_size * problem.pool.dtype().head_bytes(problem.head_dim());
+    let tile = problem.pool.tile();
+    let first = begin / tile * tile;
+    let vectors = MAX_KEY_VECTORS.min(tile / LANES);
+    let piece_bytes = tile * problem.pool.dtype().head_bytes(problem.head_dim());
     let mut keys = Keys {
         start,
         first,
-        len: block_size,
-        shift: block_size.ilog2(),
+        len: tile,
+        shift: tile.ilog2(),
         pieces: 0,
-        at: [null(); 3 * PIECES + STREAMS],
-        ahead: Keys::distance(piece_bytes),
-        streams: streams(),
+        at: [null(); 3 * PIECES],
+        ahead: Ahead::pieces(piece_bytes).min(PIECES),
         vectors,
         k_step: vectors * LANES,
-        k_stride: block_size,
+        k_stride: tile,
         v_stride: problem.head_dim(),
     };
-    keys.pieces = (end - first).div_ceil(block_size);
+    keys.pieces = (end - first).div_ceil(tile);
     for piece in 0..keys.pieces {
-        let block = problem.block(sequence, first + piece * block_size, kv_head);
-        keys.at[piece] = block.keys;
-        keys.at[keys.pieces + piece] = block.values;
+        let at = problem.tile(sequence, first + piece * tile, kv_head);
+        keys.at[piece] = at.keys;
+        keys.at[keys.pieces + piece] = at.values;
     }
     keys
 }
@@ -153,8 +152,8 @@ fn announce(
     let first = problem.keys_of(sequence.first_position()).0.max(start) / keys.len * keys.len;
     let pieces = (sequence.len.min(start + problem.split) - first).div_ceil(keys.len);
     for (index, at) in keys.at[2 * keys.pieces..][..keys.ahead].iter_mut().enumerate() {
-        let block = problem.block(sequence.index, first + index % pieces * keys.len, kv_head);
-        *at = if index < pieces { block.keys } else { block.values };
+        let tile = problem.tile(sequence.index, first + index % pieces * keys.len, kv_head);
+        *at = if index < pieces { tile.keys } else { tile.values };
     }
 }
 

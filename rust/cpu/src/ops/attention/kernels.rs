@@ -3,45 +3,42 @@
 //! The order of every sum is fixed here: scores by ascending d, the sum of a split by position modulo 16 and then
 //! a tree, values by ascending position.
 
+use super::ahead::{LINE, parts};
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
-use super::windows::{LINE, LINES};
 
 /// Elements from one row of scores to the next: a split and a line, so that rows fall on different cache sets.
 pub(super) const SCORE_STRIDE: usize = super::SPLIT + LANES;
 
-/// Scores of R rows against N vectors of keys in each of B blocks: `sum_d q[d] * k[d]`, one chain of multiply-adds
-/// each.
+/// Scores of R rows against N vectors of keys: `sum_d q[d] * k[d]`, one chain of multiply-adds each.
 #[inline(always)]
-pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
-    let QkArgs { q, dim, keys, k_stride, ahead, scores, block } = *args;
+pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize>(args: &QkArgs) {
+    let QkArgs { q, dim, keys, k_stride, ahead, scores } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[[S::splat(0.0); N]; B]; R];
-        for d in 0..dim {
-            let offset = d * k_stride * E::BYTES;
-            let mut k = [[S::splat(0.0); N]; B];
-            for (b, k) in k.iter_mut().enumerate() {
+        let mut sums = [[S::splat(0.0); N]; R];
+        for (dims, to_come) in parts(ahead, 0, dim) {
+            for d in dims {
+                let offset = d * k_stride * E::BYTES;
+                let mut k = [S::splat(0.0); N];
                 for (n, k) in k.iter_mut().enumerate() {
-                    *k = E::load::<S>(keys[b].add(offset + n * LANES * E::BYTES));
+                    *k = E::load::<S>(keys.add(offset + n * LANES * E::BYTES));
                 }
-                if E::PREFETCH {
+                if ahead.is_some() {
                     for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                        S::prefetch(ahead[b].wrapping_add(offset + line * LINE));
+                        S::prefetch(to_come.wrapping_add(offset + line * LINE));
                     }
                 }
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let q = S::splat(*q.add(d * R + r));
-                for (sum, k) in sums.as_flattened_mut().iter_mut().zip(k.as_flattened()) {
-                    *sum = S::fma(q, *k, *sum);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let q = S::splat(*q.add(d * R + r));
+                    for (sum, k) in sums.iter_mut().zip(k) {
+                        *sum = S::fma(q, k, *sum);
+                    }
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (b, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
-                    S::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), *sum);
-                }
+            for (n, sum) in sums.iter().enumerate() {
+                S::store(scores.add(r * SCORE_STRIDE + n * LANES), *sum);
             }
         }
     }
@@ -50,7 +47,8 @@ pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize, con
 /// `out[r] += sum_j p[r][j] * v[j]` over N vectors of a value, keys ascending.
 #[inline(always)]
 pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(args: &PvArgs) {
-    let PvArgs { p, count, values, v_stride, ahead, out, out_stride } = *args;
+    let PvArgs { p, keys: (begin, end), values, v_stride, ahead, out, out_stride } = *args;
+    let p = p.wrapping_sub(begin);
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
         let mut sums = [[S::splat(0.0); N]; R];
@@ -59,23 +57,23 @@ pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(arg
                 *sum = S::load(out.add(r * out_stride + n * LANES));
             }
         }
-        let lines = (N * LANES * E::BYTES).div_ceil(LINE);
-        let (ahead, step) = ahead.map_or(([values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
-        for key in 0..count {
-            let from = values.add(key * v_stride * E::BYTES);
-            let mut v = [S::splat(0.0); N];
-            for (n, v) in v.iter_mut().enumerate() {
-                *v = E::load::<S>(from.add(n * LANES * E::BYTES));
-            }
-            if E::PREFETCH && step > 0 {
-                for line in &ahead[..lines] {
-                    S::prefetch(line.wrapping_add(key * step));
+        for (keys, to_come) in parts(ahead, begin, end) {
+            for key in keys {
+                let offset = key * v_stride * E::BYTES;
+                let mut v = [S::splat(0.0); N];
+                for (n, v) in v.iter_mut().enumerate() {
+                    *v = E::load::<S>(values.add(offset + n * LANES * E::BYTES));
                 }
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let p = S::splat(*p.add(r * SCORE_STRIDE + key));
-                for (sum, v) in sums.iter_mut().zip(v) {
-                    *sum = S::fma(p, v, *sum);
+                if ahead.is_some() {
+                    for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
+                        S::prefetch(to_come.wrapping_add(offset + line * LINE));
+                    }
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let p = S::splat(*p.wrapping_add(r * SCORE_STRIDE + key));
+                    for (sum, v) in sums.iter_mut().zip(v) {
+                        *sum = S::fma(p, v, *sum);
+                    }
                 }
             }
         }

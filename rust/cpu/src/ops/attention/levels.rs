@@ -14,9 +14,9 @@ use crate::pool::Worker;
 macro_rules! level_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn qk<E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
+        unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { kernels::qk::<Self, E, R, N, B>(args) }
+            unsafe { kernels::qk::<Self, E, R, N>(args) }
         }
         #[target_feature(enable = $features)]
         unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs) {

@@ -1,12 +1,12 @@
 //! Keys and values as bf16, two of them in a dword, for VPDPBF16PS.
 //!
-//! In a block and head: the keys as `[head_dim / 2, block_size, 2]`, then the values as `[block_size / 2, head_dim, 2]`;
+//! In a tile and head: the keys as `[head_dim / 2, tile, 2]`, then the values as `[tile / 2, head_dim, 2]`;
 //! `head_dim` is even. A dword of the keys meets two elements of the query, a dword of the values two probabilities,
 //! all rounded to bf16.
 //!
 //! Everything here treats subnormal numbers as zero, as the instruction does.
 
-use super::cache::BlockHead;
+use super::cache::TileHead;
 use super::codes::PackedQueries;
 use super::simd::LANES;
 use crate::isa::Isa;
@@ -28,9 +28,9 @@ pub(super) fn dot(sum: f32, x: [f32; 2], y: [f32; 2]) -> f32 {
     flushed(x[0].mul_add(y[0], sum))
 }
 
-/// Place of element `d` of the key of token `offset` in its block, in elements.
-pub(super) fn key_at(block_size: usize, offset: usize, d: usize) -> usize {
-    2 * (d / 2 * block_size + offset) + d % 2
+/// Place of element `d` of the key of token `offset` in its tile, in elements.
+pub(super) fn key_at(tile: usize, offset: usize, d: usize) -> usize {
+    2 * (d / 2 * tile + offset) + d % 2
 }
 
 /// The same of its value.
@@ -41,11 +41,11 @@ pub(super) fn value_at(head_dim: usize, offset: usize, d: usize) -> usize {
 /// Round and store the keys and values of a run of tokens, one head each, in slots from `offset` on.
 ///
 /// # Safety
-/// The slots must lie inside the block, nobody else may touch them, and `isa` must be supported.
+/// The slots must lie inside the tile, nobody else may touch them, and `isa` must be supported.
 pub(super) unsafe fn store<'a>(
     isa: Isa,
-    block_size: usize,
-    at: BlockHead,
+    tile: usize,
+    at: TileHead,
     offset: usize,
     k: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
     v: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
@@ -54,7 +54,7 @@ pub(super) unsafe fn store<'a>(
     if isa == Isa::Avx512Bf16 {
         // SAFETY: the caller's duty.
         unsafe {
-            x86::store_keys(block_size, at.keys, offset, k);
+            x86::store_keys(tile, at.keys, offset, k);
             x86::store_values(at.values, offset, v);
         }
         return;
@@ -63,9 +63,9 @@ pub(super) unsafe fn store<'a>(
     let bits = |x: f32| half::bf16::from_f32(round(x)).to_bits();
     for ((k, v), offset) in k.zip(v).zip(offset..) {
         for (d, (key, value)) in k.iter().zip(v).enumerate() {
-            // SAFETY: elements of the tokens' slots in this block and head.
+            // SAFETY: elements of the tokens' slots in this tile and head.
             unsafe {
-                at.keys.cast::<u16>().add(key_at(block_size, offset, d)).write(bits(*key));
+                at.keys.cast::<u16>().add(key_at(tile, offset, d)).write(bits(*key));
                 at.values.cast::<u16>().add(value_at(v.len(), offset, d)).write(bits(*value));
             }
         }
@@ -117,11 +117,11 @@ mod x86 {
         out.map(|row| _mm512_castps_si512(row))
     }
 
-    /// Store keys in slots from `offset` on of `[head_dim / 2, block_size, 2]`: sixteen tokens at a time are transposed in
+    /// Store keys in slots from `offset` on of `[head_dim / 2, tile, 2]`: sixteen tokens at a time are transposed in
     /// registers, a last few go one by one.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) unsafe fn store_keys<'a>(
-        block_size: usize,
+        tile: usize,
         to: *mut u8,
         offset: usize,
         mut keys: impl ExactSizeIterator<Item = &'a [f32]>,
@@ -137,7 +137,7 @@ mod x86 {
                 let rows = transpose(group.map(|key| load(key, first)));
                 for (word, row) in rows.into_iter().enumerate().take(words) {
                     // SAFETY: sixteen slots of one dword of the keys.
-                    unsafe { _mm512_storeu_si512(to.add((first / 2 + word) * block_size).cast(), row) };
+                    unsafe { _mm512_storeu_si512(to.add((first / 2 + word) * tile).cast(), row) };
                 }
             }
             to = to.wrapping_add(LANES);
@@ -149,14 +149,14 @@ mod x86 {
                 unsafe {
                     _mm512_storeu_si512(words.as_mut_ptr().cast(), load(key, first));
                     for (word, from) in words.iter().enumerate().take((key.len() - first).min(32) / 2) {
-                        to.add((first / 2 + word) * block_size).write(*from);
+                        to.add((first / 2 + word) * tile).write(*from);
                     }
                 }
             }
         }
     }
 
-    /// Store values in slots from `offset` on of `[block_size / 2, head_dim, 2]`: two of a pair together, a single one
+    /// Store values in slots from `offset` on of `[tile / 2, head_dim, 2]`: two of a pair together, a single one
     /// element by element, since the other half of its dwords may be somebody else's.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) unsafe fn store_values<'a>(
@@ -234,16 +234,16 @@ mod x86 {
         for first in (0..dim).step_by(32) {
             let words = (dim - first).min(32) / 2;
             let to = to.wrapping_add(first / 2 * rows);
-            let mut tile = [_mm512_setzero_si512(); LANES];
-            for (row, query) in tile.iter_mut().zip(queries) {
+            let mut words_of = [_mm512_setzero_si512(); LANES];
+            for (row, query) in words_of.iter_mut().zip(queries) {
                 *row = load(query, first);
             }
             if rows == 1 {
                 // SAFETY: `words` dwords of one query.
-                unsafe { _mm512_mask_storeu_epi32(to, ((1u32 << words) - 1) as u16, tile[0]) };
+                unsafe { _mm512_mask_storeu_epi32(to, ((1u32 << words) - 1) as u16, words_of[0]) };
                 continue;
             }
-            for (word, row) in transpose(tile).into_iter().enumerate().take(words) {
+            for (word, row) in transpose(words_of).into_iter().enumerate().take(words) {
                 // SAFETY: a dword of each query.
                 unsafe { _mm512_mask_storeu_epi32(to.add(word * rows), mask, row) };
             }

@@ -10,7 +10,6 @@ use super::problem::{Problem, Sequence};
 use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
-use super::windows::STREAMS;
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -134,7 +133,7 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
 ) -> Keys {
     let (head_dim, start) = (problem.head_dim(), cached.start);
     let group = S::KEY_VECTORS * LANES;
-    let mut at = [null(); 3 * PIECES + STREAMS];
+    let mut at = [null(); 3 * PIECES];
     (at[0], at[1]) = (own.keys.cast_const().cast(), own.values.cast_const().cast());
     let keys = Keys {
         start,
@@ -144,7 +143,6 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
         pieces: 1,
         at,
         ahead: 0,
-        streams: 1,
         vectors: S::KEY_VECTORS,
         k_step: group * head_dim,
         k_stride: group,

@@ -1,6 +1,6 @@
 //! One call of attention, with the bookkeeping that every level shares.
 
-use super::cache::{BlockHead, KvPool};
+use super::cache::{KvPool, TileHead};
 use super::scratch::AttentionScratchSpec;
 use crate::isa::Isa;
 use crate::step::{GroupView, StepView};
@@ -76,13 +76,13 @@ impl<'a> Problem<'a> {
         (begin, position + 1)
     }
 
-    /// Block of a sequence that holds `position`, for one kv head.
-    pub(super) fn block(&self, sequence: usize, position: usize, kv_head: usize) -> BlockHead {
+    /// Tile of a sequence that holds `position`, for one kv head.
+    pub(super) fn tile(&self, sequence: usize, position: usize, kv_head: usize) -> TileHead {
         let column = position / self.pool.block_size();
         assert!(column < self.group.max_blocks, "sequence {sequence}: position {position} outside its table");
         let block = self.group.block_tables[sequence * self.group.max_blocks + column];
         assert!(block >= 0, "sequence {sequence}: position {position} has no block");
-        self.pool.at(self.layer, block as usize, kv_head)
+        self.pool.at(self.layer, block as usize, kv_head, position % self.pool.block_size())
     }
 
     /// Query of one row and head.

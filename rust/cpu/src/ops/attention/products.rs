@@ -1,11 +1,11 @@
 //! The loops over dwords of small numbers, [`codes`](super::codes) or [`pairs`](super::pairs), written once over
 //! [`Products`]; each level compiles them.
 
+use super::ahead::{Ahead, LINE, parts};
 use super::kernels::{SCORE_STRIDE, lanes};
 use super::simd::{LANES, Simd};
-use super::windows::{Ahead, LINE, LINES, STREAMS};
 
-/// Arguments of [`Products::qk`]: scores of R query rows against a group of keys in each of B blocks.
+/// Arguments of [`Products::qk`]: scores of R query rows against a group of keys.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
     /// `[dwords, R, WORDS]` packed queries.
@@ -14,27 +14,25 @@ pub(super) struct QkArgs {
     pub(super) starts: *const i32,
     /// Dwords of a key.
     pub(super) dwords: usize,
-    /// First key of the group in the `[dwords, stride]` bytes of each block's keys.
-    pub(super) keys: [*const u8; STREAMS],
+    /// First key of the group in `[dwords, stride]` bytes of keys.
+    pub(super) keys: *const u8,
     /// Bytes from one dword of a key to the next.
     pub(super) stride: usize,
-    /// Scales of the keys of each group, where there are some.
-    pub(super) scales: [*const u8; STREAMS],
-    /// What to prefetch, walked in step with `keys`.
-    pub(super) ahead: Option<[*const u8; STREAMS]>,
+    /// Scales of the keys of the group, where there are some.
+    pub(super) scales: *const f32,
+    /// What to prefetch meanwhile.
+    pub(super) ahead: Option<Ahead>,
     /// `[R]` rows of scores, `SCORE_STRIDE` apart.
     pub(super) scores: *mut f32,
-    /// Scores from one block to the next.
-    pub(super) block: usize,
 }
 
-/// Pairs of values that lie one behind the other.
+/// Pairs `begin..end` of the values of a piece.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
-    /// The first.
+    /// Pair 0.
     pub(super) values: *const u8,
-    /// How many.
-    pub(super) count: usize,
+    pub(super) begin: usize,
+    pub(super) end: usize,
     /// What to prefetch meanwhile.
     pub(super) ahead: Option<Ahead>,
 }
@@ -95,48 +93,48 @@ pub(super) trait Products: 'static {
     unsafe fn add_values(sums: Self::Sums, values: Self::Dwords, p: *const i32) -> Self::Sums;
 
     // The loops below, compiled for this level.
-    unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &QkArgs);
+    unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs);
     unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs<'_>);
     unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32;
     unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
 }
 
-/// Scores of R query rows against N vectors of keys in each of B blocks: one chain of sums over ascending dwords, then
-/// times the scale of the key if it has one.
+/// Scores of R query rows against N vectors of keys: one chain of sums over ascending dwords, then times the scale of
+/// the key if it has one.
 #[inline(always)]
-pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize, const B: usize>(args: &QkArgs) {
-    let QkArgs { q, starts, dwords, keys, stride, scales, ahead, scores, block } = *args;
+pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkArgs) {
+    let QkArgs { q, starts, dwords, keys, stride, scales, ahead, scores } = *args;
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
-        let mut sums = [[[P::splat(0); N]; B]; R];
+        let mut sums = [[P::splat(0); N]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
-            *sums = [[P::splat(*starts.add(r)); N]; B];
+            *sums = [P::splat(*starts.add(r)); N];
         }
-        for dword in 0..dwords {
-            let offset = dword * stride;
-            let mut k = [[P::load_keys(keys[0].add(offset)); N]; B];
-            for (index, k) in k.as_flattened_mut().iter_mut().enumerate().skip(1) {
-                *k = P::load_keys(keys[index / N].add(offset + index % N * LINE));
-            }
-            if let Some(ahead) = &ahead {
-                for index in 0..B * N {
-                    P::Float::prefetch(ahead[index / N].wrapping_add(offset + index % N * LINE));
+        for (dwords, to_come) in parts(ahead, 0, dwords) {
+            for dword in dwords {
+                let offset = dword * stride;
+                let mut k = [P::load_keys(keys.add(offset)); N];
+                for (n, k) in k.iter_mut().enumerate().skip(1) {
+                    *k = P::load_keys(keys.add(offset + n * LINE));
                 }
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let q = q.add((dword * R + r) * P::WORDS);
-                for (sum, k) in sums.as_flattened_mut().iter_mut().zip(k.as_flattened()) {
-                    *sum = P::add_keys(*sum, *k, q);
+                if ahead.is_some() {
+                    for n in 0..N {
+                        P::Float::prefetch(to_come.wrapping_add(offset + n * LINE));
+                    }
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let q = q.add((dword * R + r) * P::WORDS);
+                    for (sum, k) in sums.iter_mut().zip(k) {
+                        *sum = P::add_keys(*sum, k, q);
+                    }
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (b, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
-                    let score = P::score(*sum, scales[b].cast::<f32>().wrapping_add(n * LANES));
-                    P::Float::store(scores.add(r * SCORE_STRIDE + b * block + n * LANES), score);
-                }
+            for (n, sum) in sums.iter().enumerate() {
+                let score = P::score(*sum, scales.wrapping_add(n * LANES));
+                P::Float::store(scores.add(r * SCORE_STRIDE + n * LANES), score);
             }
         }
     }
@@ -156,30 +154,32 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
                 }
             }
         }
-        let lines = (P::PAIR_BYTES * N * LANES).div_ceil(LINE);
         for run in runs {
-            let ahead = run.ahead.and_then(|ahead| ahead.at_byte(byte));
-            let (ahead, step) =
-                ahead.map_or(([run.values; LINES], 0), |ahead| (ahead.lines(lines), ahead.step));
-            for pair in 0..run.count {
-                let from = run.values.add(byte + pair * stride);
-                let mut v = [P::load_values(from); N];
-                for (n, v) in v.iter_mut().enumerate().skip(1) {
-                    *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
-                }
-                if step > 0 {
-                    for line in &ahead[..lines] {
-                        P::Float::prefetch(line.wrapping_add(pair * step));
+            p = p.wrapping_sub(run.begin);
+            // Half a line came with its first half.
+            let ahead = run.ahead.filter(|_| byte.is_multiple_of(LINE)).map(|ahead| ahead.at_byte(byte));
+            for (pairs, to_come) in parts(ahead, run.begin, run.end) {
+                for pair in pairs {
+                    let offset = pair * stride;
+                    let from = run.values.add(byte + offset);
+                    let mut v = [P::load_values(from); N];
+                    for (n, v) in v.iter_mut().enumerate().skip(1) {
+                        *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
                     }
-                }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let p = p.add(r * SCORE_STRIDE + pair);
-                    for (sum, v) in sums.iter_mut().zip(v) {
-                        *sum = P::add_values(*sum, v, p);
+                    if ahead.is_some() {
+                        for line in 0..(P::PAIR_BYTES * N * LANES).div_ceil(LINE) {
+                            P::Float::prefetch(to_come.wrapping_add(offset + line * LINE));
+                        }
+                    }
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let p = p.wrapping_add(r * SCORE_STRIDE + pair);
+                        for (sum, v) in sums.iter_mut().zip(v) {
+                            *sum = P::add_values(*sum, v, p);
+                        }
                     }
                 }
             }
-            p = p.add(run.count);
+            p = p.wrapping_add(run.end);
         }
         for (r, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
@@ -251,9 +251,9 @@ pub(super) unsafe fn scale<P: Products>(sums: *mut f32, vectors: usize, step: f3
 macro_rules! product_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn qk<const R: usize, const N: usize, const B: usize>(args: &products::QkArgs) {
+        unsafe fn qk<const R: usize, const N: usize>(args: &products::QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { products::qk::<Self, R, N, B>(args) }
+            unsafe { products::qk::<Self, R, N>(args) }
         }
         #[target_feature(enable = $features)]
         unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs<'_>) {

@@ -23,7 +23,7 @@
 use std::ops::Range;
 
 use super::SPLIT;
-use super::cache::{BlockHead, KvType};
+use super::cache::{KvType, TileHead};
 use super::codes;
 use super::pairs;
 use super::problem::Problem;
@@ -108,57 +108,57 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Block of a key, and its place there.
-    fn at(&self, key: usize) -> (BlockHead, usize) {
-        (self.problem.block(self.sequence, key, self.kv_head), key % self.problem.pool.block_size())
+    /// Tile of a key, and its place there.
+    fn at(&self, key: usize) -> (TileHead, usize) {
+        (self.problem.tile(self.sequence, key, self.kv_head), key % self.problem.pool.tile())
     }
 
     /// Element `index` of floats at `at`.
     fn float(&self, dtype: DType, at: *mut u8, index: usize) -> f32 {
         let size = dtype.size();
-        // SAFETY: `index` lies in the block; nobody writes it meanwhile.
+        // SAFETY: `index` lies in the tile; nobody writes it meanwhile.
         dtype.get(unsafe { std::slice::from_raw_parts(at.wrapping_add(index * size), size) }, 0)
     }
 
     /// Key times query by the rules of floats, not scaled yet.
     fn float_score(&self, dtype: DType, key: usize, query: &[f32]) -> f32 {
-        let (block, offset) = self.at(key);
-        let block_size = self.problem.pool.block_size();
+        let (at, offset) = self.at(key);
+        let tile = self.problem.pool.tile();
         let mut sum = 0f32;
         for (d, q) in query.iter().enumerate() {
-            sum = q.mul_add(self.float(dtype, block.keys, d * block_size + offset), sum);
+            sum = q.mul_add(self.float(dtype, at.keys, d * tile + offset), sum);
         }
         sum
     }
 
     /// The same by the rules of pairs; `query` is rounded.
     fn pair_score(&self, key: usize, query: &[f32]) -> f32 {
-        let (block, offset) = self.at(key);
-        let block_size = self.problem.pool.block_size();
+        let (at, offset) = self.at(key);
+        let tile = self.problem.pool.tile();
         let mut sum = 0f32;
         for (pair, q) in query.as_chunks::<2>().0.iter().enumerate() {
-            let k = [2 * pair, 2 * pair + 1].map(|d| pairs::key_at(block_size, offset, d));
-            sum = pairs::dot(sum, k.map(|at| self.float(DType::Bf16, block.keys, at)), *q);
+            let k = [2 * pair, 2 * pair + 1].map(|d| pairs::key_at(tile, offset, d));
+            sum = pairs::dot(sum, k.map(|index| self.float(DType::Bf16, at.keys, index)), *q);
         }
         sum
     }
 
     /// The same by the rules of integers; `query` holds codes.
     fn code_score(&self, key: usize, query: &[f32]) -> f32 {
-        let (block, offset) = self.at(key);
-        let block_size = self.problem.pool.block_size();
+        let (at, offset) = self.at(key);
+        let tile = self.problem.pool.tile();
         let mut sum = 0;
         for (d, q) in query.iter().enumerate() {
-            let at = block.key_codes(block_size).wrapping_add(4 * (d / 4 * block_size + offset) + d % 4);
-            // SAFETY: an element of the block; nobody writes it meanwhile.
-            sum += *q as i32 * (i32::from(unsafe { at.read() }) - codes::BIAS);
+            let code = at.key_codes(tile).wrapping_add(4 * (d / 4 * tile + offset) + d % 4);
+            // SAFETY: an element of the tile; nobody writes it meanwhile.
+            sum += *q as i32 * (i32::from(unsafe { code.read() }) - codes::BIAS);
         }
-        sum as f32 * self.scale(block.keys, offset)
+        sum as f32 * self.scale(at.keys, offset)
     }
 
     /// Scale number `offset` of codes at `at`.
     fn scale(&self, at: *mut u8, offset: usize) -> f32 {
-        // SAFETY: the scales of a block come first; nobody writes them meanwhile.
+        // SAFETY: the scales of a tile come first; nobody writes them meanwhile.
         unsafe { at.cast::<f32>().add(offset).read_unaligned() }
     }
 
@@ -166,10 +166,10 @@ impl Reader<'_> {
     fn add_floats(&self, dtype: DType, keys: Range<usize>, p: &[f32], part: &mut [f32]) {
         part.fill(0.0);
         for (key, p) in keys.zip(p) {
-            let (block, offset) = self.at(key);
+            let (at, offset) = self.at(key);
             let first = offset * part.len();
             for (d, part) in part.iter_mut().enumerate() {
-                *part = p.mul_add(self.float(dtype, block.values, first + d), *part);
+                *part = p.mul_add(self.float(dtype, at.values, first + d), *part);
             }
         }
     }
@@ -181,11 +181,11 @@ impl Reader<'_> {
         for first in (keys.start / 2 * 2..keys.end).step_by(2) {
             let pair = [first, first + 1];
             let p = pair.map(|key| if keys.contains(&key) { pairs::round(p[key - keys.start]) } else { 0.0 });
-            let (block, offset) = self.at(first);
+            let (at, offset) = self.at(first);
             for (d, part) in part.iter_mut().enumerate() {
                 let value = |key: usize| {
-                    let at = pairs::value_at(dim, offset + key - first, d);
-                    if keys.contains(&key) { self.float(DType::Bf16, block.values, at) } else { 0.0 }
+                    let index = pairs::value_at(dim, offset + key - first, d);
+                    if keys.contains(&key) { self.float(DType::Bf16, at.values, index) } else { 0.0 }
                 };
                 *part = pairs::dot(*part, pair.map(value), p);
             }
@@ -196,22 +196,21 @@ impl Reader<'_> {
     fn add_codes(&self, keys: Range<usize>, p: &mut [f32], part: &mut [f32]) {
         let mut most = 0f32;
         for (key, p) in keys.clone().zip(&mut *p) {
-            let (block, offset) = self.at(key);
-            *p *= self.scale(block.values, offset);
+            let (at, offset) = self.at(key);
+            *p *= self.scale(at.values, offset);
             most = if *p > most { *p } else { most };
         }
         let usable = most > codes::NOTHING;
         let (factor, step) = if usable { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
-        let block_size = self.problem.pool.block_size();
+        let tile = self.problem.pool.tile();
         let width = codes::padded(part.len());
         for (d, part) in part.iter_mut().enumerate() {
             let mut sum = 0;
             for (key, p) in keys.clone().zip(&*p) {
-                let (block, offset) = self.at(key);
-                let at =
-                    block.value_codes(block_size).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
-                // SAFETY: an element of the block; nobody writes it meanwhile.
-                let code = unsafe { at.cast::<i8>().read() };
+                let (at, offset) = self.at(key);
+                let code = at.value_codes(tile).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
+                // SAFETY: an element of the tile; nobody writes it meanwhile.
+                let code = unsafe { code.cast::<i8>().read() };
                 sum += (*p * factor).round_ties_even() as i32 * i32::from(code);
             }
             *part = sum as f32 * step;

@@ -3,9 +3,9 @@
 //! A level implements [`Simd`] with one zmm or two ymm registers; the loops in [`kernels`](super::kernels) are
 //! written once on top, so that every level performs the same operations in the same order.
 
+use super::ahead::Ahead;
 use super::kernels::Scores;
 use super::store;
-use super::windows::{Ahead, STREAMS};
 use crate::isa::Isa;
 use crate::tensor::DType;
 
@@ -15,24 +15,22 @@ pub(super) const LANES: usize = 16;
 pub(super) const OVERREAD_BYTES: usize = 64;
 /// Most rows that a tile has on any level.
 pub(super) const MAX_TILE_ROWS: usize = 12;
-/// Most vectors of keys of a block that are scored together on any level.
-pub(super) const MAX_KEY_VECTORS: usize = 2;
+/// Most vectors of keys that are scored together on any level.
+pub(super) const MAX_KEY_VECTORS: usize = 4;
 
-/// Arguments of [`Simd::qk`]: scores of R query rows against a group of keys in each of B blocks.
+/// Arguments of [`Simd::qk`]: scores of R query rows against a group of keys.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
     /// `[dim, R]` packed queries.
     pub(super) q: *const f32,
     pub(super) dim: usize,
-    /// First key of the group in the `[dim, k_stride]` keys of each block.
-    pub(super) keys: [*const u8; STREAMS],
+    /// First key of the group in `[dim, k_stride]` keys.
+    pub(super) keys: *const u8,
     pub(super) k_stride: usize,
-    /// What to prefetch, walked in step with `keys`.
-    pub(super) ahead: [*const u8; STREAMS],
+    /// What to prefetch meanwhile.
+    pub(super) ahead: Option<Ahead>,
     /// `[R]` rows of scores, `SCORE_STRIDE` apart.
     pub(super) scores: *mut f32,
-    /// Scores from one block to the next.
-    pub(super) block: usize,
 }
 
 /// Arguments of [`Simd::pv`]: add probabilities times values to R rows of N vectors.
@@ -40,11 +38,12 @@ pub(super) struct QkArgs {
 pub(super) struct PvArgs {
     /// `[R]` rows of probabilities, `SCORE_STRIDE` apart, at the first key.
     pub(super) p: *const f32,
-    pub(super) count: usize,
-    /// First value, `v_stride` elements from one to the next.
+    /// Keys `begin..end` of a piece.
+    pub(super) keys: (usize, usize),
+    /// Value of the piece's first key, `v_stride` elements from one to the next.
     pub(super) values: *const u8,
     pub(super) v_stride: usize,
-    /// What to prefetch.
+    /// What to prefetch meanwhile.
     pub(super) ahead: Option<Ahead>,
     /// `[R]` rows to add to, `out_stride` apart.
     pub(super) out: *mut f32,
@@ -66,16 +65,10 @@ pub(super) trait Simd: 'static {
     /// Accumulators that fit the register file.
     const ACCUMULATORS: usize;
 
-    /// How `rows` rows are scored against keys in memory: vectors of a block, at most `vectors`, and blocks at once.
-    fn side_by_side(rows: usize, vectors: usize) -> (usize, usize) {
-        let vectors = (Self::ACCUMULATORS / rows).clamp(1, vectors);
-        let blocks = Self::ACCUMULATORS / (rows * vectors);
-        let blocks = match (rows, blocks) {
-            (..=3, 4..) => 4,
-            (..=6, 2..) => 2,
-            _ => 1,
-        };
-        (vectors, blocks)
+    /// How many of `vectors` vectors of keys, a power of two, `rows` rows are scored against at once.
+    fn key_vectors(rows: usize, vectors: usize) -> usize {
+        let most = (Self::ACCUMULATORS / rows).max(1);
+        vectors.min(1 << most.ilog2())
     }
 
     unsafe fn splat(x: f32) -> Self::V;
@@ -105,7 +98,7 @@ pub(super) trait Simd: 'static {
     unsafe fn transpose(x: [Self::V; LANES]) -> [Self::V; LANES];
 
     // The loops of `kernels`, compiled for this level.
-    unsafe fn qk<E: Element, const R: usize, const N: usize, const B: usize>(args: &QkArgs);
+    unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs);
     unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs);
     unsafe fn softmax(scores: &Scores<'_>, sums: &mut [(f32, f32)]);
     unsafe fn rescale(m: f32, m_split: f32) -> (f32, f32, f32);

@@ -1,4 +1,4 @@
-//! Keys of many tokens that go to consecutive slots of one block: sixteen tokens are transposed in registers and
+//! Keys of many tokens that go to consecutive slots of one tile: sixteen tokens are transposed in registers and
 //! whole runs of a key's row are written at once.
 
 use super::simd::{Element, LANES, Simd};
@@ -9,22 +9,22 @@ use crate::tensor::DType;
 #[derive(Clone, Copy)]
 pub(super) struct Group<'a> {
     pub(super) keys: [&'a [f32]; LANES],
-    /// The first token's slot in the `[head_dim, stride]` keys of a block.
+    /// The first token's slot in the `[head_dim, stride]` keys of a tile.
     pub(super) to: *mut u8,
     pub(super) stride: usize,
 }
 
 /// Round the keys of a run of tokens, one head each, to `dtype` and store them in slots from `offset` on of the
-/// `[head_dim, block_size]` keys `to` of a block; false when it takes another way: fewer tokens than a group, or no
+/// `[head_dim, tile]` keys `to` of a tile; false when it takes another way: fewer tokens than a group, or no
 /// vectors.
 ///
 /// # Safety
-/// The slots must lie inside the block and be nobody else's, and `isa` must be supported.
+/// The slots must lie inside the tile and be nobody else's, and `isa` must be supported.
 pub(super) unsafe fn store_keys<'a>(
     isa: Isa,
     dtype: DType,
     keys: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
-    (to, offset, block_size): (*mut u8, usize, usize),
+    (to, offset, tile): (*mut u8, usize, usize),
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Scalar && keys.len() >= LANES {
@@ -36,7 +36,7 @@ pub(super) unsafe fn store_keys<'a>(
             for (to, key) in group.iter_mut().zip(keys.clone().skip(first)) {
                 *to = key;
             }
-            let group = Group { keys: group, to, stride: block_size };
+            let group = Group { keys: group, to, stride: tile };
             // SAFETY: the caller's duty.
             unsafe {
                 match (isa, dtype) {
@@ -51,7 +51,7 @@ pub(super) unsafe fn store_keys<'a>(
         }
         return true;
     }
-    let _ = (isa, dtype, keys, to, offset, block_size);
+    let _ = (isa, dtype, keys, to, offset, tile);
     false
 }
 
@@ -133,7 +133,7 @@ mod tests {
             .flat_map(|dtype| [16, 24, 33, 64].map(|dim| (dtype, dim)))
             .chain([(KvType::Int8, 24)])
             .chain([16, 24, 34, 64].map(|dim| (KvType::Bf16Pairs, dim)))
-            .flat_map(|(dtype, dim)| [16, 32, 64].map(|size| (dtype, dim, size)))
+            .flat_map(|(dtype, dim)| [16, 32, 64, 128].map(|size| (dtype, dim, size)))
         {
             for slots in mappings(block_size) {
                 let width = HEADS * dim;

@@ -1,19 +1,16 @@
 //! A few query rows against one split of keys and values, wherever these lie.
 
 use super::SPLIT;
+use super::ahead::{Ahead, LINE};
 use super::kernels::{SCORE_STRIDE, Scores};
 use super::problem::{Problem, Sequence};
 use super::scratch::padded;
 use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
-use super::windows::{self, Ahead, LINE, STREAMS};
 
 /// Pieces of a split, at most.
 pub(super) const PIECES: usize = SPLIT / LANES;
-/// How far ahead of the reads to prefetch at least: less does not cover the latency of memory (measured on Zen 5, as
-/// is that more than the pieces side by side gains nothing).
-const AHEAD_BYTES: usize = 8 << 10;
 
-/// The keys and values of one split, in pieces: blocks of the cache, or one widened panel.
+/// The keys and values of one split, in pieces: tiles of the cache, or one widened panel.
 pub(super) struct Keys {
     /// First position of the split.
     pub(super) start: usize,
@@ -26,11 +23,9 @@ pub(super) struct Keys {
     /// Pieces filled.
     pub(super) pieces: usize,
     /// In the order they are read: the keys of each piece, the values of each, and what the next unit begins with.
-    pub(super) at: [*const u8; 3 * PIECES + STREAMS],
-    /// Pieces between a read and its prefetch.
+    pub(super) at: [*const u8; 3 * PIECES],
+    /// Pieces from one that is read to the later one that is prefetched, at most [`PIECES`].
     pub(super) ahead: usize,
-    /// Most pieces side by side, at most `ahead`.
-    pub(super) streams: usize,
     /// Keys that are scored together, in vectors, at most.
     pub(super) vectors: usize,
     /// Elements from one group of keys to the next.
@@ -42,48 +37,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Pieces of `bytes` bytes between a read and its prefetch.
-    pub(super) fn distance(bytes: usize) -> usize {
-        (AHEAD_BYTES / bytes).clamp(windows::streams(), PIECES)
-    }
-
     /// Piece that holds `position`, and its place there.
     #[inline]
     pub(super) fn piece(&self, position: usize) -> (usize, usize) {
         let place = position - self.first;
         let piece = place >> self.shift;
         (piece, place - piece * self.len)
-    }
-
-    /// The pieces that are scored together with the one that holds `position`, when at most `most` are: the first and
-    /// how many.
-    pub(super) fn window(&self, position: usize, most: usize) -> (usize, usize) {
-        // Whole pieces must lie in the split.
-        let whole = self.first >= self.start && (self.first - self.start).is_multiple_of(self.len);
-        let most = if whole { most.min(self.streams) } else { 1 };
-        let (first, shift) = windows::window(self.piece(position).0, self.pieces, most.ilog2());
-        (first, 1 << shift)
-    }
-
-    /// `offset` bytes into each of the pieces from `first` on.
-    pub(super) fn side_by_side(&self, first: usize, offset: usize) -> [*const u8; STREAMS] {
-        std::array::from_fn(|index| self.at[first + index].wrapping_add(offset))
-    }
-
-    /// What to prefetch while reading the values of piece `piece` from row `from` on; it has `rows` rows of `row` bytes
-    /// after `head` bytes.
-    #[inline]
-    pub(super) fn values_ahead(
-        &self,
-        piece: usize,
-        (rows, row): (usize, usize),
-        head: usize,
-        from: usize,
-    ) -> Ahead {
-        let most = (row.trailing_zeros() - LINE.ilog2().min(row.trailing_zeros())).min(self.streams.ilog2());
-        let (first, shift) = windows::window(piece, self.pieces, most);
-        let at = self.side_by_side(self.pieces + first + self.ahead, head);
-        Ahead::side_by_side(at, shift, piece - first, (rows * row, row), from)
     }
 }
 
@@ -110,9 +69,6 @@ macro_rules! with_rows {
     };
     ($value:expr, up to 6, $rows:ident => $call:expr) => {
         with_rows!(@ $value, $rows => $call, 1 2 3 4 5, 6)
-    };
-    ($value:expr, up to 3, $rows:ident => $call:expr) => {
-        with_rows!(@ $value, $rows => $call, 1 2, 3)
     };
     (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*, $last:expr) => {
         match $value {
@@ -174,51 +130,40 @@ pub(super) unsafe fn softmax<S: Simd>(
     unsafe { S::softmax(&scores, &mut tile.sums[rows]) };
 }
 
-/// Scores of all rows against keys `begin..end`, in whole groups of keys, of several pieces at once where the
-/// accumulators allow.
+/// Scores of all rows against keys `begin..end`, in whole groups of keys.
 unsafe fn score<S: Simd, E: Element>(
     head_dim: usize,
     keys: &Keys,
     tile: &Tile,
     (begin, end): (usize, usize),
 ) {
-    let (vectors, most) =
-        if E::PREFETCH { S::side_by_side(tile.rows, keys.vectors) } else { (keys.vectors, 1) };
+    let vectors = if E::PREFETCH { S::key_vectors(tile.rows, keys.vectors) } else { keys.vectors };
     let group = vectors * LANES;
     let mut position = begin - (begin - keys.start) % group;
     while position < end {
-        let (piece, width) = keys.window(position, most);
-        let first = keys.first + piece * keys.len;
-        let (mut offset, after) = match width {
-            1 => (keys.piece(position).1, end.min(first + keys.len)),
-            _ => (0, first + keys.len),
+        let (piece, offset) = keys.piece(position);
+        let inside = if E::PREFETCH { offset } else { offset / group * keys.k_step } * E::BYTES;
+        let from = keys.at[piece];
+        let args = QkArgs {
+            q: tile.queries,
+            dim: head_dim,
+            keys: from.wrapping_add(inside),
+            k_stride: keys.k_stride,
+            ahead: E::PREFETCH.then(|| {
+                let shape = (head_dim, keys.k_stride * E::BYTES);
+                Ahead::new(from, keys.at[piece + keys.ahead], shape).at_byte(inside)
+            }),
+            scores: tile.scores.wrapping_add(position - keys.start),
         };
-        while first + offset < after {
-            let inside = if E::PREFETCH { offset } else { offset / group * keys.k_step } * E::BYTES;
-            let ahead = if E::PREFETCH { piece + keys.ahead } else { piece };
-            let args = QkArgs {
-                q: tile.queries,
-                dim: head_dim,
-                keys: keys.side_by_side(piece, inside),
-                k_stride: keys.k_stride,
-                ahead: keys.side_by_side(ahead, inside),
-                scores: tile.scores.wrapping_add(first + offset - keys.start),
-                block: keys.len,
-            };
-            // SAFETY: the caller's duty.
-            unsafe {
-                match (width, vectors) {
-                    (1, 1) => with_rows!(tile.rows, R => S::qk::<E, R, 1, 1>(&args)),
-                    (1, _) => with_rows!(tile.rows, R => S::qk::<E, R, 2, 1>(&args)),
-                    (2, 1) => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 1, 2>(&args)),
-                    (2, _) => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 2, 2>(&args)),
-                    (_, 1) => with_rows!(tile.rows, up to 3, R => S::qk::<E, R, 1, 4>(&args)),
-                    _ => with_rows!(tile.rows, up to 3, R => S::qk::<E, R, 2, 4>(&args)),
-                }
+        // SAFETY: the caller's duty.
+        unsafe {
+            match vectors {
+                1 => with_rows!(tile.rows, R => S::qk::<E, R, 1>(&args)),
+                2 => with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args)),
+                _ => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 4>(&args)),
             }
-            offset += group;
         }
-        position = first + width * keys.len;
+        position += group;
     }
 }
 
@@ -262,32 +207,34 @@ unsafe fn add_run<S: Simd, E: Element>(
     while position < end {
         let (piece, offset) = keys.piece(position);
         let here = (keys.len - offset).min(end - position);
+        let (index, row_bytes) = (keys.pieces + piece, keys.v_stride * E::BYTES);
+        let values = keys.at[index];
         let args = PvArgs {
             p: tile.scores.wrapping_add(row * SCORE_STRIDE + position - keys.start),
-            count: here,
-            values: keys.at[keys.pieces + piece].wrapping_add(offset * keys.v_stride * E::BYTES),
+            keys: (offset, offset + here),
+            values,
             v_stride: keys.v_stride,
-            ahead: None,
+            ahead: E::PREFETCH
+                .then(|| Ahead::new(values, keys.at[index + keys.ahead], (keys.len, row_bytes))),
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
         };
-        let shape = (keys.len, keys.v_stride * E::BYTES);
-        let ahead = E::PREFETCH.then(|| keys.values_ahead(piece, shape, 0, offset));
         // SAFETY: the caller's duty.
-        unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES, ahead)) };
+        unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES)) };
         position += here;
     }
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
-unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize, ahead: Option<Ahead>) {
+unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize) {
     let most = S::ACCUMULATORS / R;
     let mut done = 0;
     while done < vectors {
-        let (left, bytes) = (vectors - done, done * LANES * E::BYTES);
+        let (left, byte) = (vectors - done, done * LANES * E::BYTES);
         let args = PvArgs {
-            values: args.values.wrapping_add(bytes),
-            ahead: ahead.and_then(|ahead| ahead.at_byte(bytes)),
+            values: args.values.wrapping_add(byte),
+            // Half a line came with its first half.
+            ahead: args.ahead.filter(|_| byte.is_multiple_of(LINE)).map(|ahead| ahead.at_byte(byte)),
             out: args.out.wrapping_add(done * LANES),
             ..args
         };

@@ -2,13 +2,13 @@
 
 use std::ptr::null;
 
+use super::ahead::{Ahead, LINE};
 use super::codes::PackedQueries;
 use super::kernels::SCORE_STRIDE;
 use super::products::{Products, PvArgs, QkArgs, Run};
 use super::scratch::padded;
 use super::simd::{LANES, Simd};
 use super::tile::{Keys, PIECES, Tile, with_rows};
-use super::windows::LINE;
 
 /// Bytes of the scales before the keys, or the values, of a piece.
 fn head_bytes<P: Products>(keys: &Keys) -> usize {
@@ -28,8 +28,8 @@ fn prefetch_scales<P: Products>(keys: &Keys, index: usize) {
     }
 }
 
-/// Scores of all rows of a tile against keys `begin..end`, in whole groups, of several pieces at once where the
-/// accumulators allow; `ahead` says whether to prefetch what follows.
+/// Scores of all rows of a tile against keys `begin..end`, in whole groups; `ahead` says whether to prefetch what
+/// follows.
 ///
 /// # Safety
 /// The processor must have the level; pointers must be good for their shapes; the pieces must be filled.
@@ -41,46 +41,36 @@ pub(super) unsafe fn scores<P: Products>(
     packed: PackedQueries,
     (begin, end): (usize, usize),
 ) {
-    let (vectors, most) = P::Float::side_by_side(tile.rows, keys.vectors);
+    let vectors = P::Float::key_vectors(tile.rows, keys.vectors);
     let group = vectors * LANES;
+    let (dwords, stride) = (dwords::<P>(head_dim), 4 * keys.len);
     let mut position = begin - (begin - keys.first) % group;
     while position < end {
-        let (piece, width) = keys.window(position, most);
-        let first = keys.first + piece * keys.len;
-        let (mut offset, after) = match width {
-            1 => (keys.piece(position).1, end.min(first + keys.len)),
-            _ => (0, first + keys.len),
+        let (piece, offset) = keys.piece(position);
+        let inside = head_bytes::<P>(keys) + 4 * offset;
+        let (from, later) = (keys.at[piece], keys.at[piece + keys.ahead]);
+        if ahead && offset < group {
+            prefetch_scales::<P>(keys, piece + keys.ahead);
+        }
+        let args = QkArgs {
+            q: packed.words,
+            starts: packed.starts,
+            dwords,
+            keys: from.wrapping_add(inside),
+            stride,
+            scales: from.wrapping_add(P::SCALE_BYTES * offset).cast(),
+            ahead: ahead.then(|| Ahead::new(from, later, (dwords, stride)).at_byte(inside)),
+            scores: tile.scores.wrapping_add(position - keys.start),
         };
-        if ahead {
-            (0..width).for_each(|index| prefetch_scales::<P>(keys, piece + index + keys.ahead));
-        }
-        while first + offset < after {
-            let inside = head_bytes::<P>(keys) + 4 * offset;
-            let args = QkArgs {
-                q: packed.words,
-                starts: packed.starts,
-                dwords: dwords::<P>(head_dim),
-                keys: keys.side_by_side(piece, inside),
-                stride: 4 * keys.len,
-                scales: keys.side_by_side(piece, P::SCALE_BYTES * offset),
-                ahead: ahead.then(|| keys.side_by_side(piece + keys.ahead, inside)),
-                scores: tile.scores.wrapping_add(first + offset - keys.start),
-                block: keys.len,
-            };
-            // SAFETY: the caller's duty.
-            unsafe {
-                match (width, vectors) {
-                    (1, 1) => with_rows!(tile.rows, R => P::qk::<R, 1, 1>(&args)),
-                    (1, _) => with_rows!(tile.rows, R => P::qk::<R, 2, 1>(&args)),
-                    (2, 1) => with_rows!(tile.rows, up to 6, R => P::qk::<R, 1, 2>(&args)),
-                    (2, _) => with_rows!(tile.rows, up to 6, R => P::qk::<R, 2, 2>(&args)),
-                    (_, 1) => with_rows!(tile.rows, up to 3, R => P::qk::<R, 1, 4>(&args)),
-                    _ => with_rows!(tile.rows, up to 3, R => P::qk::<R, 2, 4>(&args)),
-                }
+        // SAFETY: the caller's duty.
+        unsafe {
+            match vectors {
+                1 => with_rows!(tile.rows, R => P::qk::<R, 1>(&args)),
+                2 => with_rows!(tile.rows, R => P::qk::<R, 2>(&args)),
+                _ => with_rows!(tile.rows, up to 6, R => P::qk::<R, 4>(&args)),
             }
-            offset += group;
         }
-        position = first + width * keys.len;
+        position += group;
     }
 }
 
@@ -99,20 +89,24 @@ pub(super) unsafe fn values<P: Products>(
     mut first: bool,
 ) {
     let stride = pair_stride::<P>(head_dim);
-    let mut runs = [Run { values: null(), count: 0, ahead: None }; PIECES];
+    let mut runs = [Run { values: null(), begin: 0, end: 0, ahead: None }; PIECES];
     let (mut begin, mut count) = (begin, 0);
     let mut position = begin;
     while position < end {
         let (piece, offset) = keys.piece(position);
         let to = end.min(position - offset + keys.len);
+        let index = keys.pieces + piece;
+        let head = head_bytes::<P>(keys);
         if ahead {
-            prefetch_scales::<P>(keys, keys.pieces + piece + keys.ahead);
+            prefetch_scales::<P>(keys, index + keys.ahead);
         }
-        let shape = (keys.len / 2, stride);
+        let (from, later) =
+            (keys.at[index].wrapping_add(head), keys.at[index + keys.ahead].wrapping_add(head));
         runs[count] = Run {
-            values: values_at::<P>(head_dim, keys, position),
-            count: (to - position) / 2,
-            ahead: ahead.then(|| keys.values_ahead(piece, shape, head_bytes::<P>(keys), offset / 2)),
+            values: from,
+            begin: offset / 2,
+            end: (offset + to - position) / 2,
+            ahead: ahead.then(|| Ahead::new(from, later, (keys.len / 2, stride))),
         };
         count += 1;
         position = to;

@@ -1,0 +1,84 @@
+//! What to ask the memory for while something else is read.
+//!
+//! The processor's own prefetchers start anew at every jump, and the arithmetic between two reads takes from what a core
+//! can ask for by itself: so the keys and values of a unit are read as one stream of long runs, which prefetches precede
+//! by a fixed distance, from run to run and into the unit that comes next.
+
+use std::ops::Range;
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+/// Bytes between a read and its prefetch. On Zen 5 4 and 8 KiB are best; 2 KiB lose 7 % of the bandwidth, 16 KiB 4 %.
+const DISTANCE: usize = 8 << 10;
+
+/// Prefetches in step with reads over the rows of a piece: at first in the same piece, then in a later one.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// First row that goes with the later piece.
+    turn: usize,
+    /// What row 0 would prefetch, of either.
+    near: *const u8,
+    far: *const u8,
+}
+
+impl Ahead {
+    /// Pieces of `bytes` bytes from one that is read to the later one.
+    pub(super) fn pieces(bytes: usize) -> usize {
+        (DISTANCE / bytes).max(1)
+    }
+
+    /// Beside the `rows` rows of `row` bytes at `from`; `later` is where the later piece has its rows.
+    #[inline]
+    pub(super) fn new(from: *const u8, later: *const u8, (rows, row): (usize, usize)) -> Self {
+        let between = (DISTANCE / row).max(1);
+        let turn = rows.saturating_sub(between);
+        Self { turn, near: from.wrapping_add(between * row), far: later.wrapping_sub(turn * row) }
+    }
+
+    /// The same from byte `byte` of each row on.
+    #[inline(always)]
+    pub(super) fn at_byte(self, byte: usize) -> Self {
+        Self { near: self.near.wrapping_add(byte), far: self.far.wrapping_add(byte), ..self }
+    }
+}
+
+/// Rows `begin..end` in two parts, each with what its row 0 would prefetch.
+#[inline(always)]
+pub(super) fn parts(ahead: Option<Ahead>, begin: usize, end: usize) -> [(Range<usize>, *const u8); 2] {
+    let Some(Ahead { turn, near, far }) = ahead else {
+        return [(begin..end, std::ptr::null()), (end..end, std::ptr::null())];
+    };
+    let turn = turn.clamp(begin, end);
+    [(begin..turn, near), (turn..end, far)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_prefetched_once_and_at_the_distance() {
+        for (rows, row) in [(64, 256), (32, 512), (64, 128), (16, 64), (5, 4096), (1, 16384), (2, 16384)] {
+            let bytes = rows * row;
+            let memory = vec![0u8; 12 * bytes.max(DISTANCE)];
+            let later = Ahead::pieces(bytes);
+            let piece = |index: usize| memory[index * bytes..].as_ptr();
+            let mut seen = Vec::new();
+            for index in 0..3 {
+                let ahead = Ahead::new(piece(index), piece(index + later), (rows, row));
+                for (range, base) in
+                    [parts(Some(ahead), 0, rows / 2), parts(Some(ahead), rows / 2, rows)].concat()
+                {
+                    seen.extend(range.map(|step| base as usize + step * row - memory.as_ptr() as usize));
+                }
+            }
+            let distance = seen[0];
+            assert_eq!(
+                seen,
+                (0..3 * rows).map(|step| distance + step * row).collect::<Vec<_>>(),
+                "{rows} {row}"
+            );
+            assert!(distance <= DISTANCE.max(row) && 2 * distance > DISTANCE, "{rows} {row}: {distance}");
+        }
+    }
+}
