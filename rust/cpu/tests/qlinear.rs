@@ -253,6 +253,8 @@ fn all_forms_levels_and_worker_counts_agree() {
             (1, 128, 1),
             (31, 128, 2),
             (32, 512, 12),
+            (65, 128, 9),
+            (33, 384, 23),
             (33, 256, 5),
             (333, 384, 64),
             (70, 384, 150),
@@ -574,7 +576,7 @@ proptest! {
     fn awkward_shapes(
         rows in prop::sample::select(vec![1usize, 31, 33, 65, 130, 333]),
         groups in 1usize..7,
-        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 8, 13, 16, 40, 129]),
+        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13, 16, 24, 25, 40, 129]),
         format in prop::sample::select(formats()),
         bias: bool,
         seed in 0u64..1000,

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel::{Level, for_format, panels};
+use super::many::many;
 use super::tile::Tile;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
@@ -239,3 +240,18 @@ entry!(
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.
     vnni, vnni_panels, vnni_of_format, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );
+
+/// The tokens of a large tile times its first panel; `next` is the first byte of what is read after that.
+///
+/// # Safety
+/// As [`super::tile::scalar`], of 4-bit codes in groups of 32; the processor has AVX-512 F, BW, VL, DQ and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn large(tokens: usize, tile: &Tile, next: *const u8) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        match tile.format.symmetric {
+            true => many::<Vnni, true>(tokens, tile, next),
+            false => many::<Vnni, false>(tokens, tile, next),
+        }
+    }
+}

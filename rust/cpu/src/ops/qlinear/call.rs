@@ -16,9 +16,9 @@ use crate::pool::Worker;
 use crate::tensor::RowsMut;
 
 /// Bytes of weights that one item takes at least when there are many rows and every worker has several items.
-const ITEM_BYTES: usize = 64 << 10;
+pub(super) const ITEM_BYTES: usize = 64 << 10;
 /// Work items per worker that are wanted.
-const ITEMS_PER_WORKER: usize = 4;
+pub(super) const ITEMS_PER_WORKER: usize = 4;
 /// The same for [`MANY`] rows, where reading a panel once more costs nothing and the last item is what others wait for.
 const MANY_ITEMS_PER_WORKER: usize = 16;
 /// Bytes of each of a worker's streams that it asks for before it waits for the others.
@@ -135,6 +135,8 @@ impl Call<'_> {
     pub(super) fn run(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         if self.tiles.tokens <= FEW && self.tiles.count == 1 {
             self.stream(worker, at_end);
+        } else if self.tiles.is_large() {
+            self.large(worker, at_end);
         } else if self.tiles.tokens >= MANY && self.weight.format().bits == 4 && likes_wide(self.isa) {
             self.widen_and_tile(worker, at_end);
         } else {
@@ -300,17 +302,17 @@ impl Call<'_> {
 }
 
 /// Products of some panels on their way to where they belong.
-struct Finish<'a> {
-    then: Then,
-    panels: &'a [usize],
+pub(super) struct Finish<'a> {
+    pub(super) then: Then,
+    pub(super) panels: &'a [usize],
     /// First token and number of tokens.
-    begin: usize,
-    tokens: usize,
+    pub(super) begin: usize,
+    pub(super) tokens: usize,
     /// `[tokens][panels][32]`.
-    products: *const f32,
+    pub(super) products: *const f32,
     /// Rows of the weight.
-    rows: usize,
-    out: RowsMut<'a>,
+    pub(super) rows: usize,
+    pub(super) out: RowsMut<'a>,
 }
 
 at_every_level! {
@@ -318,7 +320,7 @@ at_every_level! {
     ///
     /// The products of all rows of the weight that exist have been written, are no part of the outputs, and nobody else
     /// touches these outputs.
-    fn finish(what: &Finish<'_>) = finish_lanes
+    pub(super) fn finish(what: &Finish<'_>) = finish_lanes
 }
 
 #[inline(always)]

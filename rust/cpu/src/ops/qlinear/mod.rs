@@ -6,7 +6,8 @@
 //! the tile shapes change a bit of any output. `integer_matmul` in `python/pyrite/quant/reference.py` is the same.
 //!
 //! The forms: one row or two stream the weights, several panels side by side, bound by memory; more rows take the weights
-//! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. A norm of
+//! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. Of 4-bit codes
+//! in groups of 32, a [large tile](many) takes 9 to 24 rows at once where VPDPBUSD is there. A norm of
 //! the input, and a residual or a gated activation of the output, can ride along: they change no bit either.
 
 mod activations;
@@ -17,6 +18,9 @@ mod avx512;
 mod call;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
+mod large;
+#[cfg(target_arch = "x86_64")]
+mod many;
 mod packed;
 mod quantizer;
 mod tile;

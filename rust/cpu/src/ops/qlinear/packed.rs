@@ -331,7 +331,7 @@ impl QuantizedMatrix {
 }
 
 /// Bytes of the scales and zeros of a block of `groups` groups.
-pub(super) fn block_header_bytes(format: QuantFormat, groups: usize) -> usize {
+pub(super) const fn block_header_bytes(format: QuantFormat, groups: usize) -> usize {
     groups * PANEL * 2 + if format.symmetric { 0 } else { (groups * PANEL).next_multiple_of(64) }
 }
 
