@@ -349,8 +349,11 @@ fn exact(shape: &Shape, tokens: &Tokens) -> Vec<f64> {
             (tokens.q.iter().map(|q| f64::from(*q)).collect(), store(&tokens.k), store(&tokens.v))
         }
         KvType::Bf16Pairs => {
+            // Queries are rounded as they go into the power of two.
+            let factor = shape.scale() * std::f32::consts::LOG2_E;
+            let query = |q: &f32| f64::from(rounded(DType::Bf16, q * factor)) / f64::from(factor);
             let round = |x: &Vec<f32>| x.iter().map(|x| f64::from(rounded(DType::Bf16, *x))).collect();
-            (round(&tokens.q), round(&tokens.k), round(&tokens.v))
+            (tokens.q.iter().map(query).collect(), round(&tokens.k), round(&tokens.v))
         }
         KvType::Int8 => {
             (coded(&tokens.q, shape.dim), coded(&tokens.k, shape.dim), coded(&tokens.v, shape.dim))

@@ -1,14 +1,15 @@
 //! How the bytes of a cache become results: floats of some type, integer codes, or pairs of bf16.
 
+use std::f32::consts::{LN_2, LOG2_E};
 use std::marker::PhantomData;
 
 use super::codes::{self, PackedQueries};
 use super::kernels::SCORE_STRIDE;
 use super::pairs;
+use super::pairs_avx512::{self, Bf16Dots, add_half};
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
 use super::products::Products;
-use super::products_avx512::{Bf16Dots, add_half};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
 use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax};
@@ -130,18 +131,18 @@ impl Kind for Pairs {
         }
         let packed = PackedQueries::new(to, walk::dwords::<Bf16Dots>(problem.head_dim()), rows);
         // SAFETY: the caller's duty.
-        unsafe { pairs::pack_queries(&queries[..rows], packed) };
+        unsafe { pairs::pack_queries(&queries[..rows], problem.scale * LOG2_E, packed) };
     }
     unsafe fn attend(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_pairs(problem.head_dim(), problem.scale, true, keys, tile) }
+        unsafe { attend_pairs(problem.head_dim(), true, keys, tile) }
     }
     unsafe fn prepare(_: &Problem<'_>, _: &Own, cached: Keys, _: (usize, usize)) -> Keys {
         cached
     }
     unsafe fn attend_prepared(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_pairs(problem.head_dim(), problem.scale, false, keys, tile) }
+        unsafe { attend_pairs(problem.head_dim(), false, keys, tile) }
     }
 }
 
@@ -183,19 +184,18 @@ fn value_scales(keys: &Keys, vector: usize) -> *const f32 {
 }
 
 /// One tile against one split of pairs; `ahead` says whether to prefetch what follows.
-unsafe fn attend_pairs(head_dim: usize, scale: f32, ahead: bool, keys: &Keys, tile: &mut Tile) {
-    type P = Bf16Dots;
+unsafe fn attend_pairs(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
-    let packed = PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim), tile.rows);
+    let packed = PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<Bf16Dots>(head_dim), tile.rows);
     // SAFETY: the caller's duty.
     unsafe {
-        walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
-        softmax::<<P as Products>::Float>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]);
+        walk::scores::<Bf16Dots>(head_dim, ahead, keys, tile, packed, (begin, end));
         for row in rows.clone() {
             let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
-            P::round(tile.scores.add(row * SCORE_STRIDE), range, vectors, 1.0);
+            let (max, sum) = pairs_avx512::softmax(tile.scores.add(row * SCORE_STRIDE), range, vectors);
+            tile.sums[row] = (max * LN_2, sum);
         }
         add_pairs(head_dim, ahead, keys, tile, rows);
     }

@@ -201,6 +201,8 @@ mod kind;
 #[cfg(target_arch = "x86_64")]
 mod levels;
 #[cfg(target_arch = "x86_64")]
+mod pairs_avx512;
+#[cfg(target_arch = "x86_64")]
 mod prefill;
 #[cfg(target_arch = "x86_64")]
 mod products;

@@ -14,12 +14,14 @@
 //! 3. w = p * the value's scale; with the largest w of the split, n = w * (32767 / largest) rounded to nearest even,
 //!    and o[d] is the exact sum of n times the value's code, as f32, times (largest / 32767). The sum l is of p.
 //!
-//! A cache of pairs of bf16 changes the same two. Queries are rounded to bf16; subnormal numbers count as zero.
+//! A cache of pairs of bf16 changes the same two. Queries times (the scale times log2 e) are rounded to bf16; subnormal
+//! numbers count as zero.
 //! 2. Score: one chain of VPDPBF16PS, `mul_add` of the second product of a pair and then of the first, over ascending
-//!    pairs of d, then times the scale.
-//! 3. o[d] is one chain of the same over ascending pairs of positions, 0 and 1 first, with p rounded to bf16; a key of a
+//!    pairs of d. It is a power of two.
+//! 3. p = 2^(score - m), and the m that splits are folded by is times ln 2. o[d] is one chain of the same over ascending pairs of positions, 0 and 1 first, with p rounded to bf16; a key of a
 //!    pair that the row does not see counts as zero. The sum l is of p before that.
 
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 use super::SPLIT;
@@ -58,9 +60,9 @@ pub(super) unsafe fn attend(
     let (mut query, mut scale) = (problem.query(row, head), problem.scale);
     if problem.pool.dtype() == KvType::Bf16Pairs {
         for (rounded, q) in rounded.iter_mut().zip(query) {
-            *rounded = pairs::round(*q);
+            *rounded = pairs::round(*q * (scale * LOG2_E));
         }
-        query = rounded;
+        (query, scale) = (rounded, 1.0);
     } else if problem.pool.dtype() == KvType::Int8 {
         let step = codes::scale_of(query);
         scale *= step;
@@ -240,7 +242,7 @@ fn attend_split(
     }
     let mut lanes = [0f32; LANES];
     for (key, score) in keys.clone().zip(&mut scores) {
-        *score = exp(*score - max);
+        *score = if dtype == KvType::Bf16Pairs { pairs::exp2(*score - max) } else { exp(*score - max) };
         lanes[key % LANES] += *score;
     }
     match dtype {
@@ -253,5 +255,5 @@ fn attend_split(
             lanes[lane] += lanes[lane + step];
         }
     }
-    (max, lanes[0])
+    (if dtype == KvType::Bf16Pairs { max * LN_2 } else { max }, lanes[0])
 }
