@@ -18,7 +18,7 @@ use crate::pool::Worker;
 use crate::tensor::{AlignedBytes, DType, Rows};
 
 /// Tokens of a tile, unless blocks are smaller.
-pub(super) const TILE: usize = 64;
+pub(super) const TILE: usize = 32;
 /// Tokens that one worker stores together, at most.
 const STORE_TOKENS: usize = 32;
 /// Items of a store per worker that are wanted.

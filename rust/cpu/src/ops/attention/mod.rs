@@ -72,7 +72,7 @@ pub fn attention(
     attention_with_split(worker, isa, args, q, out, scratch, SPLIT);
 }
 
-/// [`attention`] with another length of a split, a multiple of 64 up to 256. Results differ in their last bits;
+/// [`attention`] with another length of a split, a multiple of 32 up to 256. Results differ in their last bits;
 /// tests use it to show that they would notice.
 #[doc(hidden)]
 pub fn attention_with_split(
@@ -151,7 +151,7 @@ fn check<'a>(
     );
     assert!(args.group.block_tables.len() >= sequences * args.group.max_blocks, "block_tables is too short");
     assert!(args.window != Some(0), "a window of 0 sees nothing");
-    assert!(split > 0 && split <= SPLIT && split.is_multiple_of(64), "split: got {split}");
+    assert!(split > 0 && split <= SPLIT && split.is_multiple_of(32), "split: got {split}");
     Problem {
         pool,
         layer: args.layer,

@@ -16,7 +16,7 @@ pub(super) const OVERREAD_BYTES: usize = 64;
 /// Most rows that a tile has on any level.
 pub(super) const MAX_TILE_ROWS: usize = 12;
 /// Most vectors of keys that are scored together on any level.
-pub(super) const MAX_KEY_VECTORS: usize = 4;
+pub(super) const MAX_KEY_VECTORS: usize = 2;
 
 /// Arguments of [`Simd::qk`]: scores of R query rows against a group of keys.
 #[derive(Clone, Copy)]

@@ -62,18 +62,15 @@ pub(super) struct Tile {
     pub(super) sums: [(f32, f32); MAX_TILE_ROWS],
 }
 
-/// Call `$call` with the constant `$rows` equal to `$value`: up to 8 or a whole tile, or at most the number named.
+/// Call `$call` with the constant `$rows` equal to `$value`: up to 8, or a whole tile.
 macro_rules! with_rows {
     ($value:expr, $rows:ident => $call:expr) => {
-        with_rows!(@ $value, $rows => $call, 1 2 3 4 5 6 7 8, $crate::ops::attention::simd::MAX_TILE_ROWS)
+        with_rows!($value, $rows => $call, 1 2 3 4 5 6 7 8)
     };
-    ($value:expr, up to 6, $rows:ident => $call:expr) => {
-        with_rows!(@ $value, $rows => $call, 1 2 3 4 5, 6)
-    };
-    (@ $value:expr, $rows:ident => $call:expr, $($count:literal)*, $last:expr) => {
+    ($value:expr, $rows:ident => $call:expr, $($count:literal)*) => {
         match $value {
             $($count => { const $rows: usize = $count; $call })*
-            _ => { const $rows: usize = $last; $call }
+            _ => { const $rows: usize = $crate::ops::attention::simd::MAX_TILE_ROWS; $call }
         }
     };
 }
@@ -130,6 +127,11 @@ pub(super) unsafe fn softmax<S: Simd>(
     unsafe { S::softmax(&scores, &mut tile.sums[rows]) };
 }
 
+/// Of vectors of keys, a power of two up to `most`, as few as hold `left` keys: none is read for nothing.
+pub(super) fn fewest(most: usize, left: usize) -> usize {
+    left.div_ceil(LANES).next_power_of_two().min(most)
+}
+
 /// Scores of all rows against keys `begin..end`, in whole groups of keys.
 unsafe fn score<S: Simd, E: Element>(
     head_dim: usize,
@@ -137,10 +139,12 @@ unsafe fn score<S: Simd, E: Element>(
     tile: &Tile,
     (begin, end): (usize, usize),
 ) {
-    let vectors = if E::PREFETCH { S::key_vectors(tile.rows, keys.vectors) } else { keys.vectors };
-    let group = vectors * LANES;
-    let mut position = begin - (begin - keys.start) % group;
+    let most = if E::PREFETCH { S::key_vectors(tile.rows, keys.vectors) } else { keys.vectors };
+    let mut position = begin - (begin - keys.start) % (most * LANES);
     while position < end {
+        // A panel is laid out in whole groups.
+        let vectors = if E::PREFETCH { fewest(most, end - position) } else { most };
+        let group = vectors * LANES;
         let (piece, offset) = keys.piece(position);
         let inside = if E::PREFETCH { offset } else { offset / group * keys.k_step } * E::BYTES;
         let from = keys.at[piece];
@@ -159,8 +163,7 @@ unsafe fn score<S: Simd, E: Element>(
         unsafe {
             match vectors {
                 1 => with_rows!(tile.rows, R => S::qk::<E, R, 1>(&args)),
-                2 => with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args)),
-                _ => with_rows!(tile.rows, up to 6, R => S::qk::<E, R, 4>(&args)),
+                _ => with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args)),
             }
         }
         position += group;
@@ -215,7 +218,7 @@ unsafe fn add_run<S: Simd, E: Element>(
             values,
             v_stride: keys.v_stride,
             ahead: E::PREFETCH
-                .then(|| Ahead::new(values, keys.at[index + keys.ahead], (keys.len, row_bytes))),
+                .then(|| Ahead::new(values, keys.at[index + keys.ahead], (offset + here, row_bytes))),
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
         };

@@ -8,7 +8,7 @@ use super::kernels::SCORE_STRIDE;
 use super::products::{Products, PvArgs, QkArgs, Run};
 use super::scratch::padded;
 use super::simd::{LANES, Simd};
-use super::tile::{Keys, PIECES, Tile, with_rows};
+use super::tile::{Keys, PIECES, Tile, fewest, with_rows};
 
 /// Bytes of the scales before the keys, or the values, of a piece.
 fn head_bytes<P: Products>(keys: &Keys) -> usize {
@@ -41,11 +41,12 @@ pub(super) unsafe fn scores<P: Products>(
     packed: PackedQueries,
     (begin, end): (usize, usize),
 ) {
-    let vectors = P::Float::key_vectors(tile.rows, keys.vectors);
-    let group = vectors * LANES;
+    let most = P::Float::key_vectors(tile.rows, keys.vectors);
     let (dwords, stride) = (dwords::<P>(head_dim), 4 * keys.len);
-    let mut position = begin - (begin - keys.first) % group;
+    let mut position = begin - (begin - keys.first) % (most * LANES);
     while position < end {
+        let vectors = fewest(most, end - position);
+        let group = vectors * LANES;
         let (piece, offset) = keys.piece(position);
         let inside = head_bytes::<P>(keys) + 4 * offset;
         let (from, later) = (keys.at[piece], keys.at[piece + keys.ahead]);
@@ -66,8 +67,7 @@ pub(super) unsafe fn scores<P: Products>(
         unsafe {
             match vectors {
                 1 => with_rows!(tile.rows, R => P::qk::<R, 1>(&args)),
-                2 => with_rows!(tile.rows, R => P::qk::<R, 2>(&args)),
-                _ => with_rows!(tile.rows, up to 6, R => P::qk::<R, 4>(&args)),
+                _ => with_rows!(tile.rows, R => P::qk::<R, 2>(&args)),
             }
         }
         position += group;
@@ -106,7 +106,7 @@ pub(super) unsafe fn values<P: Products>(
             values: from,
             begin: offset / 2,
             end: (offset + to - position) / 2,
-            ahead: ahead.then(|| Ahead::new(from, later, (keys.len / 2, stride))),
+            ahead: ahead.then(|| Ahead::new(from, later, ((offset + to - position) / 2, stride))),
         };
         count += 1;
         position = to;
