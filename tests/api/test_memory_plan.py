@@ -77,7 +77,7 @@ def test_dtypes(stored, dtype, kv_cache_dtype, expected, itemsize):
 def test_takes_what_all_sequences_need_and_no_more():
     plan = plan_memory(opened(), EngineConfig(max_num_seqs=4))
     assert plan.max_model_len == 1024 and plan.capacity_tokens == 4 * 1024
-    assert plan.kv_groups[0].num_blocks == 4 * 1024 // plan.block_size
+    assert plan.kv_groups[0].num_blocks == 4 * 1024 // 128
     assert plan.kv_bytes == 4 * 1024 * FULL_TOKEN_BYTES
 
 

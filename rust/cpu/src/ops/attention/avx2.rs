@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernels;
-use super::products::{self, Products, product_kernels};
+use super::products::{self, Integers, Products, integer_kernels, product_kernels};
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
 use super::store;
 use crate::math;
@@ -251,22 +251,9 @@ impl Products for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn to_float(x: IntPair) -> Pair {
-        // SAFETY: the level is the caller's duty.
-        unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
-    }
-    #[inline(always)]
     unsafe fn score(sums: IntPair, scales: *const f32) -> Pair {
         // SAFETY: the caller's duty.
         unsafe { Self::mul(Self::to_float(sums), <Self as Simd>::load(scales)) }
-    }
-    #[inline(always)]
-    unsafe fn store_words(to: *mut i16, x: Pair) {
-        // SAFETY: the caller's duty. The pack works within 128-bit halves; the permutation puts the quarters back.
-        unsafe {
-            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
-            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
-        }
     }
     #[inline(always)]
     unsafe fn load_keys(from: *const u8) -> IntPair {
@@ -307,4 +294,22 @@ impl Products for Avx2 {
     }
 
     product_kernels!("avx2,fma,f16c");
+}
+
+impl Integers for Avx2 {
+    #[inline(always)]
+    unsafe fn to_float(x: IntPair) -> Pair {
+        // SAFETY: the level is the caller's duty.
+        unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut i16, x: Pair) {
+        // SAFETY: the caller's duty. The pack works within 128-bit halves; the permutation puts the quarters back.
+        unsafe {
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+
+    integer_kernels!("avx2,fma,f16c");
 }

@@ -3,8 +3,8 @@
 //! Layout: `[layer, block, kv head]`, and for each of those the keys followed by the values, in tiles of up to [`TILE`]
 //! tokens: a tile's keys transposed, `[head_dim, tile]`, its values as rows, `[tile, head_dim]`; `codes` and `pairs` tell
 //! what integers and pairs of bf16 look like instead. Attention reads the keys of a block from its first byte to its
-//! last, and then its values: memory is only read at full speed in long runs. A lane of a key vector is a token, so a score is one chain of multiply-adds over ascending d with no
-//! horizontal sum.
+//! last, and then its values: memory is only read at full speed in long runs. A lane of a key vector is a token, so a
+//! score is one chain of multiply-adds over ascending d with no horizontal sum.
 
 use std::ops::Range;
 

@@ -9,7 +9,7 @@ use super::pairs;
 use super::pairs_avx512::{self, Bf16Dots, add_half};
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
-use super::products::Products;
+use super::products::{Integers, Products};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
 use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax};
@@ -78,7 +78,7 @@ impl<S: Simd, E: Element> Kind for Floats<S, E> {
 /// Integer [`codes`], read from the cache as they are by both forms.
 pub(super) struct Codes<P>(PhantomData<P>);
 
-impl<P: Products> Kind for Codes<P> {
+impl<P: Integers> Kind for Codes<P> {
     type Level = P::Float;
 
     unsafe fn pack(
@@ -147,7 +147,7 @@ impl Kind for Pairs {
 }
 
 /// One tile against one split of codes; `ahead` says whether to prefetch what follows.
-unsafe fn attend_codes<P: Products>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
+unsafe fn attend_codes<P: Integers>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));

@@ -102,9 +102,8 @@ pub(super) unsafe fn pack_queries(queries: &[&[f32]], factor: f32, to: PackedQue
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::avx512::Avx512;
-    use super::super::simd::Simd;
     use super::LANES;
+    use crate::ops::linear::transpose::transpose16;
 
     /// Thirty-two elements of a row from `first` on, times `factor` and rounded; zeros past its end.
     #[inline]
@@ -130,15 +129,6 @@ mod x86 {
         load_times(row, first, 1.0)
     }
 
-    /// Dwords of rows become rows of dwords.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-        // SAFETY: this level is among the enabled ones.
-        let out = unsafe { Avx512::transpose(rows.map(|row| _mm512_castsi512_ps(row))) };
-        out.map(|row| _mm512_castps_si512(row))
-    }
-
     /// Store keys in slots from `offset` on of `[head_dim / 2, tile, 2]`: sixteen tokens at a time are transposed in
     /// registers, a last few go one by one.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -156,7 +146,7 @@ mod x86 {
             }
             for first in (0..group[0].len()).step_by(32) {
                 let words = (group[0].len() - first).min(32) / 2;
-                let rows = transpose(group.map(|key| load(key, first)));
+                let rows = transpose16(group.map(|key| load(key, first)));
                 for (word, row) in rows.into_iter().enumerate().take(words) {
                     // SAFETY: sixteen slots of one dword of the keys.
                     unsafe { _mm512_storeu_si512(to.add((first / 2 + word) * tile).cast(), row) };
@@ -210,7 +200,6 @@ mod x86 {
         for d in (0..first.len()).step_by(32) {
             let (low, high) = (load(first, d), load(second, d));
             // Thirty-two words of each, taken in turn.
-            let word = _mm512_set1_epi32(0xffff);
             let spread = |x: __m256i| _mm512_cvtepu16_epi32(x);
             let halves = [
                 (_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)),
@@ -220,10 +209,7 @@ mod x86 {
                 let begin = d + half * LANES;
                 let count = first.len().saturating_sub(begin).min(LANES);
                 let mask = ((1u32 << count) - 1) as u16;
-                let both = _mm512_or_si512(
-                    _mm512_and_si512(spread(low), word),
-                    _mm512_slli_epi32::<16>(spread(high)),
-                );
+                let both = _mm512_or_si512(spread(low), _mm512_slli_epi32::<16>(spread(high)));
                 // SAFETY: the mask leaves out what lies past the end.
                 unsafe { _mm512_mask_storeu_epi32(to.wrapping_add(begin), mask, both) };
             }
@@ -265,7 +251,7 @@ mod x86 {
                 unsafe { _mm512_mask_storeu_epi32(to, ((1u32 << words) - 1) as u16, words_of[0]) };
                 continue;
             }
-            for (word, row) in transpose(words_of).into_iter().enumerate().take(words) {
+            for (word, row) in transpose16(words_of).into_iter().enumerate().take(words) {
                 // SAFETY: a dword of each query.
                 unsafe { _mm512_mask_storeu_epi32(to.add(word * rows), mask, row) };
             }

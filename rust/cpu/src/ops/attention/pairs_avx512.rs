@@ -36,17 +36,8 @@ impl Products for Bf16Dots {
         unsafe { _mm512_storeu_ps(to.cast(), x) }
     }
     #[inline(always)]
-    unsafe fn to_float(x: __m512) -> __m512 {
-        x
-    }
-    #[inline(always)]
     unsafe fn score(sums: __m512, _: *const f32) -> __m512 {
         sums
-    }
-    #[inline(always)]
-    unsafe fn store_words(to: *mut i16, x: __m512) {
-        // SAFETY: the caller's duty.
-        unsafe { _mm256_storeu_si256(to.cast(), rounded(x)) }
     }
     #[inline(always)]
     unsafe fn load_keys(from: *const u8) -> __m512i {

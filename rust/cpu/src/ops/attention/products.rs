@@ -78,11 +78,8 @@ pub(super) trait Products: 'static {
     unsafe fn splat(x: i32) -> Self::Sums;
     unsafe fn load(from: *const i32) -> Self::Sums;
     unsafe fn store(to: *mut i32, x: Self::Sums);
-    unsafe fn to_float(x: Self::Sums) -> <Self::Float as Simd>::V;
     /// Scores of sixteen keys, whose scales, if any, are at `scales`.
     unsafe fn score(sums: Self::Sums, scales: *const f32) -> <Self::Float as Simd>::V;
-    /// Round sixteen f32 to numbers of 16 bits, ties to even.
-    unsafe fn store_words(to: *mut i16, x: <Self::Float as Simd>::V);
     /// Sixteen keys' dwords.
     unsafe fn load_keys(from: *const u8) -> Self::Dwords;
     /// Add the products of sixteen keys' dwords with one of a query.
@@ -95,6 +92,18 @@ pub(super) trait Products: 'static {
     // The loops below, compiled for this level.
     unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs);
     unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs<'_>);
+}
+
+/// What integers need besides: probabilities are weighed by the scales of their values and become integers themselves.
+///
+/// # Safety
+/// As [`Simd`].
+pub(super) trait Integers: Products {
+    unsafe fn to_float(x: Self::Sums) -> <Self::Float as Simd>::V;
+    /// Round sixteen f32 to 16-bit integers, ties to even.
+    unsafe fn store_words(to: *mut i16, x: <Self::Float as Simd>::V);
+
+    // The loops below, compiled for this level.
     unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32;
     unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
@@ -192,7 +201,7 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
 /// Multiply probabilities `begin..end` of a row by the scales of their values; vector number i has its scales at
 /// `scales(i)`. Returns the largest product, or zero.
 #[inline(always)]
-pub(super) unsafe fn weigh<P: Products>(
+pub(super) unsafe fn weigh<P: Integers>(
     row: *mut f32,
     (begin, end): (usize, usize),
     scales: impl Fn(usize) -> *const f32,
@@ -215,7 +224,7 @@ pub(super) unsafe fn weigh<P: Products>(
 /// Round `factor` times the products of keys `range` of a row to 16 bits, in place: key j becomes the j-th word of the
 /// row. Vectors `vectors` that lie outside the range become zero.
 #[inline(always)]
-pub(super) unsafe fn round<P: Products>(
+pub(super) unsafe fn round<P: Integers>(
     row: *mut f32,
     (begin, end): (usize, usize),
     vectors: (usize, usize),
@@ -237,7 +246,7 @@ pub(super) unsafe fn round<P: Products>(
 
 /// Turn integer sums into results of a split, in place.
 #[inline(always)]
-pub(super) unsafe fn scale<P: Products>(sums: *mut f32, vectors: usize, step: f32) {
+pub(super) unsafe fn scale<P: Integers>(sums: *mut f32, vectors: usize, step: f32) {
     // SAFETY: the caller's duty.
     unsafe {
         let step = P::Float::splat(step);
@@ -260,6 +269,13 @@ macro_rules! product_kernels {
             // SAFETY: the caller's duty.
             unsafe { products::pv::<Self, R, N>(args) }
         }
+    };
+}
+pub(super) use product_kernels;
+
+/// The methods of [`Integers`] that are loops, compiled with the instructions `$features`.
+macro_rules! integer_kernels {
+    ($features:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32 {
             // SAFETY: the caller's duty.
@@ -277,4 +293,4 @@ macro_rules! product_kernels {
         }
     };
 }
-pub(super) use product_kernels;
+pub(super) use integer_kernels;

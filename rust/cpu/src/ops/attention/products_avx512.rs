@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use super::products::{self, Products, product_kernels};
+use super::products::{self, Integers, Products, integer_kernels, product_kernels};
 
 /// Integers with AVX-512 F, BW, VL and DQ.
 pub(super) struct MultiplyAdds;
@@ -11,7 +11,7 @@ pub(super) struct MultiplyAdds;
 /// Integers with VNNI as well.
 pub(super) struct Vnni;
 
-/// What both ways with integers share.
+/// The parts of [`Products`] that both ways with integers share.
 macro_rules! integers {
     () => {
         type Float = Avx512;
@@ -37,19 +37,9 @@ macro_rules! integers {
             unsafe { _mm512_storeu_si512(to.cast(), x) }
         }
         #[inline(always)]
-        unsafe fn to_float(x: __m512i) -> __m512 {
-            // SAFETY: the level is the caller's duty.
-            unsafe { _mm512_cvtepi32_ps(x) }
-        }
-        #[inline(always)]
         unsafe fn score(sums: __m512i, scales: *const f32) -> __m512 {
             // SAFETY: the caller's duty.
             unsafe { _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(scales)) }
-        }
-        #[inline(always)]
-        unsafe fn store_words(to: *mut i16, x: __m512) {
-            // SAFETY: the caller's duty.
-            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
         }
         #[inline(always)]
         unsafe fn load_keys(from: *const u8) -> __m512i {
@@ -60,6 +50,22 @@ macro_rules! integers {
         unsafe fn load_values(from: *const u8) -> __m512i {
             // SAFETY: the caller's duty.
             unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
+        }
+    };
+}
+
+/// The parts of [`Integers`] that both share.
+macro_rules! to_integers {
+    () => {
+        #[inline(always)]
+        unsafe fn to_float(x: __m512i) -> __m512 {
+            // SAFETY: the level is the caller's duty.
+            unsafe { _mm512_cvtepi32_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn store_words(to: *mut i16, x: __m512) {
+            // SAFETY: the caller's duty.
+            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x))) }
         }
     };
 }
@@ -80,6 +86,11 @@ impl Products for Vnni {
     }
 
     product_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+}
+
+impl Integers for Vnni {
+    to_integers!();
+    integer_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
 }
 
 impl Products for MultiplyAdds {
@@ -103,4 +114,9 @@ impl Products for MultiplyAdds {
     }
 
     product_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+}
+
+impl Integers for MultiplyAdds {
+    to_integers!();
+    integer_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
 }

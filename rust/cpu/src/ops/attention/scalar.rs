@@ -18,8 +18,9 @@
 //! numbers count as zero.
 //! 2. Score: one chain of VPDPBF16PS, `mul_add` of the second product of a pair and then of the first, over ascending
 //!    pairs of d. It is a power of two.
-//! 3. p = 2^(score - m), and the m that splits are folded by is times ln 2. o[d] is one chain of the same over ascending pairs of positions, 0 and 1 first, with p rounded to bf16; a key of a
-//!    pair that the row does not see counts as zero. The sum l is of p before that.
+//! 3. p = 2^(score - m), and the m that splits are folded by is times ln 2. o[d] is one chain of the same over ascending
+//!    pairs of positions, 0 and 1 first, with p rounded to bf16; a key of a pair that the row does not see counts as
+//!    zero. The sum l is of p before that.
 
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;

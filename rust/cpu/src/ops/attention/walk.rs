@@ -102,11 +102,12 @@ pub(super) unsafe fn values<P: Products>(
         }
         let (from, later) =
             (keys.at[index].wrapping_add(head), keys.at[index + keys.ahead].wrapping_add(head));
+        let until = (offset + to - position) / 2;
         runs[count] = Run {
             values: from,
             begin: offset / 2,
-            end: (offset + to - position) / 2,
-            ahead: ahead.then(|| Ahead::new(from, later, ((offset + to - position) / 2, stride))),
+            end: until,
+            ahead: ahead.then(|| Ahead::new(from, later, (until, stride))),
         };
         count += 1;
         position = to;

@@ -39,7 +39,7 @@ unsafe fn scalar_block(from: *const u8, stride: usize, to: *mut u8, split: bool)
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::transpose16;
+pub(in crate::ops) use x86::transpose16;
 #[cfg(target_arch = "x86_64")]
 use x86::{avx2_block, avx512_block};
 
@@ -50,7 +50,7 @@ mod x86 {
     /// Transpose 16 x 16 dwords.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(in super::super) fn transpose16(rows: [__m512i; 16]) -> [__m512i; 16] {
+    pub(in crate::ops) fn transpose16(rows: [__m512i; 16]) -> [__m512i; 16] {
         let mut fours = [_mm512_setzero_si512(); 16];
         for group in 0..4 {
             let [a, b, c, d] =
