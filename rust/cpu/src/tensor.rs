@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -145,6 +146,34 @@ impl AlignedBytes {
     /// First byte. Writing through it needs the caller's proof that nobody else touches the same bytes.
     pub fn as_ptr(&self) -> *mut u8 {
         self.pointer.as_ptr()
+    }
+
+    /// Make the pages of `bytes` present before they are written; what they hold stays. False where the system cannot.
+    ///
+    /// # Panics
+    /// When they lie outside the buffer.
+    pub(crate) fn populate(&self, bytes: Range<usize>) -> bool {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.len(), "{bytes:?} of {}", self.len());
+        #[cfg(target_os = "linux")]
+        if self.layout.align() == PAGE {
+            let first = bytes.start / PAGE * PAGE;
+            let from = self.pointer.as_ptr().wrapping_add(first);
+            // SAFETY: pages of this mapping; their content does not change, whoever else uses them.
+            return unsafe { libc::madvise(from.cast(), bytes.end - first, libc::MADV_POPULATE_WRITE) } == 0;
+        }
+        let _ = bytes;
+        true
+    }
+
+    /// Whether the pages of `bytes` are present.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn is_present(&self, bytes: Range<usize>) -> bool {
+        let first = bytes.start / PAGE * PAGE;
+        let mut pages = vec![0u8; (bytes.end - first).div_ceil(PAGE)];
+        let from = self.pointer.as_ptr().wrapping_add(first);
+        // SAFETY: pages of this mapping, and a byte for each.
+        let found = unsafe { libc::mincore(from.cast(), bytes.end - first, pages.as_mut_ptr()) };
+        found == 0 && pages.iter().all(|page| page & 1 == 1)
     }
 
     /// The whole buffer.

@@ -2,9 +2,12 @@
 
 mod compile;
 mod fuse;
+mod prefault;
 mod profile;
 mod replay;
 mod step_check;
+
+use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::CpuError;
@@ -20,6 +23,7 @@ use crate::tensor::{AlignedBytes, DType, RowsMut};
 use crate::weights::{Progress, Weights};
 
 use compile::{Plan, compile};
+use prefault::Prefault;
 pub use profile::OpProfile;
 use profile::Profile;
 use replay::Replay;
@@ -73,6 +77,7 @@ pub struct ExecutorInfo {
 /// Runs one program on the CPU. Everything is allocated by [`load`](Self::load); a step allocates nothing.
 pub struct Executor {
     pool: Pool,
+    prefault: Prefault,
     model: Model,
     limits: Limits,
     groups: Vec<GroupLimits>,
@@ -87,7 +92,7 @@ struct Model {
     isa: Isa,
     plan: Plan,
     weights: Weights,
-    kv: Vec<KvPool>,
+    kv: Arc<[KvPool]>,
     windows: Vec<Option<usize>>,
     attention: Vec<AttentionScratch>,
     linear: LinearScratch,
@@ -165,7 +170,7 @@ impl Executor {
             let dtype = config.kv_dtype.at_level(config.isa, head_dim);
             KvPool::zeroed(layers, num_blocks, config.block_size, heads, head_dim, dtype)
         });
-        let kv: Vec<KvPool> = kv.collect::<Result<_, _>>()?;
+        let kv: Arc<[KvPool]> = kv.collect::<Result<_, _>>()?;
         let groups = group_limits(&program, &config)?;
         let mut pool = Pool::new(config.num_threads)?;
         let (dtype, pool_mut) = (config.weight_dtype, &mut pool);
@@ -175,11 +180,12 @@ impl Executor {
                 (Weights::load(&program, checkpoint, dtype, pool_mut, progress)?, PackedReport::default())
             }
         };
+        let prefault = Prefault::start(Arc::clone(&kv));
         let windows = program.kv_groups.iter().map(|group| group.window).collect();
         let vocab_size = program.vocab_size;
         let (isa, labels) = (config.isa, profile::labels(&plan, &program));
         let model = Model { isa, plan, weights, kv, windows, attention, linear, arena, rope, vocab_size };
-        Ok((Self { pool, model, limits, groups, step_mark: 0, labels, profile: None }, report))
+        Ok((Self { pool, prefault, model, limits, groups, step_mark: 0, labels, profile: None }, report))
     }
 
     /// Run one step: block copies first, then every op. Writes the first R rows of `logits`, `[R, vocab_size]`.
@@ -191,6 +197,9 @@ impl Executor {
     pub fn run(&mut self, step: &StepView<'_>, logits: &mut [f32]) -> Result<(), CpuError> {
         let mark = self.next_mark();
         let size = step_check::check(&self.limits, &mut self.groups, mark, step, logits.len())?;
+        for (group, view) in step.groups.iter().enumerate() {
+            self.prefault.note(group, view.slot_mapping);
+        }
         let vocab_size = self.model.vocab_size;
         // SAFETY: the check made sure that R rows fit in the slice, which stays borrowed until the pool is done.
         let logits = unsafe { RowsMut::from_raw(logits.as_mut_ptr(), size.rows, vocab_size, vocab_size) };

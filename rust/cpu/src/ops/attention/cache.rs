@@ -183,8 +183,25 @@ impl KvPool {
     }
 
     /// Bytes of all heads of one block in one layer.
-    fn block_bytes(&self) -> usize {
+    pub(crate) fn block_bytes(&self) -> usize {
         self.block_size * self.num_kv_heads * self.slot_bytes()
+    }
+
+    /// Make the memory of some blocks of a layer present; what they hold stays. False where the system cannot.
+    pub(crate) fn populate(&self, layer: usize, blocks: Range<usize>) -> bool {
+        self.bytes.populate(self.bytes_of(layer, blocks))
+    }
+
+    /// Whether the memory of some blocks of a layer is present.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn is_present(&self, layer: usize, blocks: Range<usize>) -> bool {
+        self.bytes.is_present(self.bytes_of(layer, blocks))
+    }
+
+    /// Where some blocks of a layer are.
+    fn bytes_of(&self, layer: usize, blocks: Range<usize>) -> Range<usize> {
+        let at = |block: usize| (layer * self.num_blocks + block) * self.block_bytes();
+        at(blocks.start)..at(blocks.end)
     }
 
     /// Address of the tile of one head that holds token `offset` of a block.
