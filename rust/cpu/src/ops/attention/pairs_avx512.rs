@@ -123,25 +123,33 @@ pub(super) unsafe fn softmax(
     vectors: (usize, usize),
 ) -> (f32, f32) {
     let seen = begin / LANES..end.div_ceil(LANES);
+    // Of these, the vectors that need no mask.
+    let first = begin.div_ceil(LANES).min(seen.end);
+    let whole = first..(end / LANES).max(first);
+    let (before, after) = (seen.start..whole.start, whole.end..seen.end);
     // SAFETY: the caller's duty; a word is written behind the floats that are still to be read.
     unsafe {
+        let scores = |index: usize| _mm512_loadu_ps(row.add(index * LANES));
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-        let mut most = lowest;
-        for index in seen.clone() {
-            let score = _mm512_loadu_ps(row.add(index * LANES));
-            most = _mm512_max_ps(most, _mm512_mask_blend_ps(lanes(index, begin, end), lowest, score));
-        }
+        let some = |index: usize| _mm512_mask_blend_ps(lanes(index, begin, end), lowest, scores(index));
+        let most = before.clone().fold(lowest, |most, index| _mm512_max_ps(most, some(index)));
+        let most = whole.clone().fold(most, |most, index| _mm512_max_ps(most, scores(index)));
+        let most = after.clone().fold(most, |most, index| _mm512_max_ps(most, some(index)));
         let max = Avx512::maximum(most);
-        let (shift, mut total) = (_mm512_set1_ps(max), _mm512_setzero_ps());
-        for index in vectors.0..vectors.1 {
-            let mut p = _mm512_setzero_ps();
-            if seen.contains(&index) {
-                let score = _mm512_loadu_ps(row.add(index * LANES));
-                p = _mm512_maskz_mov_ps(lanes(index, begin, end), exp2(_mm512_sub_ps(score, shift)));
-                total = _mm512_add_ps(total, p);
-            }
+
+        let shift = _mm512_set1_ps(max);
+        let all = |index: usize| exp2(_mm512_sub_ps(scores(index), shift));
+        let some = |index: usize| _mm512_maskz_mov_ps(lanes(index, begin, end), all(index));
+        let store = |index: usize, p: __m512| {
             _mm256_storeu_si256(row.cast::<i16>().add(index * LANES).cast(), rounded(p));
-        }
+            p
+        };
+        (vectors.0..seen.start).for_each(|index| _ = store(index, _mm512_setzero_ps()));
+        let total = _mm512_setzero_ps();
+        let total = before.fold(total, |total, index| _mm512_add_ps(total, store(index, some(index))));
+        let total = whole.fold(total, |total, index| _mm512_add_ps(total, store(index, all(index))));
+        let total = after.fold(total, |total, index| _mm512_add_ps(total, store(index, some(index))));
+        (seen.end..vectors.1).for_each(|index| _ = store(index, _mm512_setzero_ps()));
         (max, Avx512::sum(total))
     }
 }
