@@ -269,6 +269,17 @@ fn all_forms_levels_and_worker_counts_agree() {
     }
 }
 
+#[test]
+fn outputs_of_more_than_a_cache_are_the_same() {
+    // More than a MiB of outputs, the last panel one row.
+    let (rows, tokens) = (15_457, 17);
+    for (bits, symmetric) in [(4, true), (8, false)] {
+        let format = QuantFormat { bits, group_size: 32, symmetric };
+        let x: Vec<f32> = numbers(78, tokens * 32);
+        check(&Canonical::arbitrary(rows, 32, format, 5), &x, &mut pools(), true);
+    }
+}
+
 /// The ops that `qlinear_fused` takes along, one after another.
 fn unfused(
     pool: &mut Pool,

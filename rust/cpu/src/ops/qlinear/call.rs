@@ -8,7 +8,7 @@ use super::activations::{MAX_TILE, Tiles};
 use super::packed::{PANEL, QuantizedMatrix};
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::Tuning;
-use super::wide::{prefetch, wide_panel_bytes, widen};
+use super::wide::{prefetch, prefetch_to_write, wide_panel_bytes, widen};
 use crate::isa::Isa;
 use crate::ops::elementwise::{add_lanes, glu_lanes};
 use crate::ops::lanes::{Lanes, at_every_level};
@@ -31,6 +31,8 @@ const PASSING: usize = 4;
 const MANY: usize = 128;
 /// Bytes of activations that stay in the second cache, beside a panel and the next one.
 const ACTIVATION_BYTES: usize = 640 << 10;
+/// Bytes of outputs that do not stay in the second cache from one call to the next.
+const FAR_OUTPUT_BYTES: usize = 1 << 20;
 /// Bytes of wide panels that every tile meets while they lie in the second cache, unless two panels have more.
 pub(super) const WIDE_BYTES: usize = 256 << 10;
 /// Fewest tokens of a tile that meets wide panels: what tiles of many rows have.
@@ -239,6 +241,22 @@ impl Call<'_> {
         worker.share_then(items * parts, work, at_end);
     }
 
+    /// Ask for the outputs of some panels and tokens, where they come from memory: their lines are far apart, and stores
+    /// that wait for them one after another hold up all that are behind them. With them at hand, a head of 8 bits takes 16
+    /// rows in 0.89 of the time on Zen 5.
+    pub(super) fn own_outputs(&self, panels: &[usize], tokens: Range<usize>) {
+        let all = self.tiles.tokens * self.out.width() * size_of::<f32>();
+        if self.then != Then::Store || all < FAR_OUTPUT_BYTES {
+            return;
+        }
+        for token in tokens {
+            for panel in panels {
+                let to = self.out.as_ptr().wrapping_add(token * self.out.stride() + panel * PANEL);
+                prefetch_to_write(to, PANEL * size_of::<f32>());
+            }
+        }
+    }
+
     /// Some units of `all` times one tile of tokens.
     fn units(&self, units: &[usize], all: usize, tile: usize, source: &Source) {
         let (begin, tokens) = self.tiles.range(tile);
@@ -269,6 +287,7 @@ impl Call<'_> {
             heads: self.activations.wrapping_add(heads),
             out_stride: if self.then == Then::Store { self.out.stride() } else { count * PANEL },
         };
+        self.own_outputs(panels, begin..begin + tokens);
         let at_once = streams(self.isa, tokens);
         let mut done = 0;
         while done < count {

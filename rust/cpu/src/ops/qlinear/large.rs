@@ -34,6 +34,7 @@ impl Call<'_> {
         let panels = if self.then == Then::Glu { &both[..] } else { &both[..1] };
         let (ints, heads) = self.tiles.offsets(0);
         let passing = Tuning::get().passing_many;
+        self.own_outputs(panels, 0..self.tiles.tokens);
         for (slot, panel) in panels.iter().enumerate() {
             let row = panel * PANEL;
             let (out, out_stride) = match self.then {
