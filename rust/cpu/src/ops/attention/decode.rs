@@ -11,8 +11,11 @@ use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
 
-/// What a worker's scratch holds the packed queries of: a sequence, a kv head, and the first row of a tile.
-pub(super) type Packed = Option<(usize, usize, usize)>;
+/// Places for the packed queries of a head in a worker's scratch, at most.
+const PLACES: usize = 16;
+
+/// What a worker's scratch holds the packed queries of, place by place: a sequence and a kv head.
+pub(super) type Packed = [Cell<Option<(usize, usize)>>; PLACES];
 
 /// Keys `begin..end` of one split, in tiles of the cache.
 fn cached_keys(
@@ -34,6 +37,7 @@ fn cached_keys(
         pieces: 0,
         at: [null(); 3 * PIECES],
         ahead: Ahead::pieces(piece_bytes).min(PIECES),
+        between: 0,
         vectors,
         k_step: vectors * LANES,
         k_stride: tile,
@@ -77,17 +81,26 @@ pub(super) unsafe fn unit<K: Kind>(
     problem: &Problem<'_>,
     scratch: &AttentionScratch,
     own: &Own,
-    packed: &Cell<Packed>,
+    packed: &Packed,
     segment: &Segment,
     item: usize,
 ) {
     let sequence = problem.sequence(segment.sequence);
-    let (head_index, index) = (item / segment.per_head, item % segment.per_head);
+    let (head_index, index) = (item % segment.heads, item / segment.heads);
     let (kv_head, split) = (segment.kv_head + head_index, segment.first_split + index);
     let positions = (sequence.first_position(), sequence.len - 1);
     let (mut keys, _) = split_keys(problem, &sequence, kv_head, split, positions);
+    if K::BETWEEN {
+        let piece_bytes = keys.len * problem.pool.dtype().head_bytes(problem.head_dim());
+        let most = segment.rows.min(keys.pieces).min(PIECES - keys.ahead);
+        keys.between = Ahead::between(piece_bytes).min(most);
+    }
     announce(problem, &sequence, segment, (kv_head, split), &mut keys);
-    let stride = slot_stride(problem.head_dim());
+    let (stride, dim) = (slot_stride(problem.head_dim()), padded(problem.head_dim()));
+    let place = head_index % (problem.span_rows() / segment.rows).min(PLACES);
+    let queries = own.queries.wrapping_add(place * segment.rows * dim);
+    let wanted = Some((sequence.index, kv_head));
+    let fresh = packed[place].replace(wanted) != wanted;
     let mut first = 0;
     while first < segment.rows {
         let rows = tile_rows::<K::Level>(segment.rows - first);
@@ -102,10 +115,10 @@ pub(super) unsafe fn unit<K: Kind>(
         let mut tile = Tile {
             rows,
             ranges: [(keys.start, keys.start); MAX_TILE_ROWS],
-            queries: own.queries,
+            queries: queries.wrapping_add(first * dim),
             scores: own.scores,
             out: slot.map_or(own.part, |slot| slot.wrapping_add(LANES)),
-            out_stride: if slot.is_some() { stride } else { padded(problem.head_dim()) },
+            out_stride: if slot.is_some() { stride } else { dim },
             sums: [(0.0, 0.0); MAX_TILE_ROWS],
         };
         for (row, range) in tile.ranges[..rows].iter_mut().enumerate() {
@@ -114,9 +127,8 @@ pub(super) unsafe fn unit<K: Kind>(
         }
         // SAFETY: the caller's duties; the scratch holds a tile, and slots up to the last one were checked.
         unsafe {
-            let wanted = Some((sequence.index, kv_head, first));
-            if packed.replace(wanted) != wanted {
-                K::pack(problem, &sequence, kv_head, first, rows, own.queries);
+            if fresh {
+                K::pack(problem, &sequence, kv_head, first, rows, queries.wrapping_add(first * dim));
             }
             K::attend(problem, &keys, &mut tile);
             for row in 0..rows {
@@ -141,17 +153,17 @@ fn announce(
     (kv_head, split): (usize, usize),
     keys: &mut Keys,
 ) {
-    let (kv_head, split) = if split + 1 < segment.first_split + segment.per_head {
-        (kv_head, split + 1)
-    } else if kv_head + 1 < problem.num_kv_heads() {
-        (kv_head + 1, segment.first_split)
+    let (kv_head, split) = if kv_head + 1 < segment.kv_head + segment.heads {
+        (kv_head + 1, split)
+    } else if split + 1 < segment.first_split + segment.per_head {
+        (segment.kv_head, split + 1)
     } else {
         (kv_head, split)
     };
     let start = split * problem.split;
     let first = problem.keys_of(sequence.first_position()).0.max(start) / keys.len * keys.len;
     let pieces = (sequence.len.min(start + problem.split) - first).div_ceil(keys.len);
-    for (index, at) in keys.at[2 * keys.pieces..][..keys.ahead].iter_mut().enumerate() {
+    for (index, at) in keys.at[2 * keys.pieces..][..keys.ahead + keys.between].iter_mut().enumerate() {
         let tile = problem.tile(sequence.index, first + index % pieces * keys.len, kv_head);
         *at = if index < pieces { tile.keys } else { tile.values };
     }

@@ -3,16 +3,17 @@
 use std::f32::consts::{LN_2, LOG2_E};
 use std::marker::PhantomData;
 
+use super::SPLIT;
 use super::codes::{self, PackedQueries};
 use super::kernels::SCORE_STRIDE;
 use super::pairs;
 use super::pairs_avx512::{self, Bf16Dots, add_half};
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
-use super::products::{Integers, Products};
+use super::products::{Integers, Products, Weights};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
-use super::tile::{Keys, Tile, attend, locate, pack_queries, seen, softmax};
+use super::tile::{Keys, Tile, attend, locate, pack_queries, seen};
 use super::walk;
 
 /// What the two forms of a call need to know about the elements of a cache.
@@ -23,6 +24,9 @@ use super::walk;
 pub(super) trait Kind: 'static {
     /// Instructions on floats.
     type Level: Simd;
+
+    /// Whether the memory is asked for more between scores and values, where otherwise it would wait.
+    const BETWEEN: bool = false;
 
     /// Copy `rows` queries from `first` on to `to`, at most `rows * padded(head_dim)` elements.
     unsafe fn pack(
@@ -80,6 +84,7 @@ pub(super) struct Codes<P>(PhantomData<P>);
 
 impl<P: Integers> Kind for Codes<P> {
     type Level = P::Float;
+    const BETWEEN: bool = true;
 
     unsafe fn pack(
         problem: &Problem<'_>,
@@ -158,16 +163,22 @@ unsafe fn attend_codes<P: Integers>(head_dim: usize, ahead: bool, keys: &Keys, t
         walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
         let (mut factors, mut steps) = ([0f32; MAX_TILE_ROWS], [0f32; MAX_TILE_ROWS]);
         packed.factors.copy_to_nonoverlapping(factors.as_mut_ptr(), tile.rows);
-        softmax::<P::Float>(keys, tile, rows.clone(), &factors);
-        for row in rows.clone() {
-            let scores = tile.scores.add(row * SCORE_STRIDE);
-            let range = (tile.ranges[row].0 - keys.start, tile.ranges[row].1 - keys.start);
-            let most = P::weigh(scores, range, |vector| value_scales(keys, vector));
-            let (factor, step) =
-                if most > codes::NOTHING { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
-            steps[row] = step;
-            P::round(scores, range, vectors, factor);
+        let ranges = tile.ranges.map(|(begin, end)| (begin - keys.start, end - keys.start));
+        let mut scales = [std::ptr::null(); SPLIT / LANES];
+        for (vector, at) in scales.iter_mut().enumerate().take(vectors.1).skip(vectors.0) {
+            *at = value_scales(keys, vector);
         }
+        let first = keys.pieces + keys.ahead;
+        let weights = Weights {
+            scores: tile.scores.add(rows.start * SCORE_STRIDE),
+            ranges: &ranges[rows.clone()],
+            factors: &factors[rows.clone()],
+            vectors,
+            scales: &scales,
+            ahead: &keys.at[first..first + if ahead { keys.between } else { 0 }],
+            piece_bytes: keys.len * codes::token_bytes(head_dim),
+        };
+        P::weights(&weights, &mut tile.sums[rows.clone()], &mut steps[rows.clone()]);
         let pairs = (begin / 2 * 2, end.next_multiple_of(2));
         walk::values::<P>(head_dim, ahead, keys, tile, (0, tile.rows), pairs, true);
         for row in rows {

@@ -1,8 +1,6 @@
 //! What the vector levels share: the rounds of a call, and the macro that compiles the kernels for a level.
 
-use std::cell::Cell;
-
-use super::decode;
+use super::decode::{self, Packed};
 use super::kind::Kind;
 use super::plan::{Cursor, Round, Segment, next_round};
 use super::prefill;
@@ -67,7 +65,7 @@ pub(super) fn run<K: Kind>(worker: &Worker<'_>, problem: &Problem<'_>, scratch: 
     let own = scratch.own(worker.index());
     // SAFETY: this worker's own memory, zeroed or filled with segments, of this length; nothing else refers to it.
     let segments = unsafe { std::slice::from_raw_parts_mut(own.segments, scratch.spec().max_seqs.max(1)) };
-    let (mut cursor, packed) = (Cursor::default(), Cell::new(None));
+    let (mut cursor, packed) = (Cursor::default(), Packed::default());
     loop {
         let Round { segments: count, items, folds, last } =
             next_round(problem, scratch.slots(), &mut cursor, segments);
@@ -78,7 +76,7 @@ pub(super) fn run<K: Kind>(worker: &Worker<'_>, problem: &Problem<'_>, scratch: 
             // SAFETY: the level was checked; units are disjoint, and each runs on one worker.
             unsafe {
                 if segment.rows == 0 {
-                    packed.set(None);
+                    packed.iter().for_each(|place| place.set(None));
                     prefill::unit::<K>(problem, &own, segment, item);
                 } else {
                     decode::unit::<K>(problem, scratch, &own, &packed, segment, item);

@@ -212,3 +212,5 @@ mod products_avx512;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod walk;
+#[cfg(target_arch = "x86_64")]
+mod weights;

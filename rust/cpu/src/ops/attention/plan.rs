@@ -14,6 +14,8 @@ pub(super) struct Segment {
     pub(super) first_item: usize,
     /// First kv head, of those in this round.
     pub(super) kv_head: usize,
+    /// How many of them (decode form): the units of a split follow each other, since the heads of a block do in memory.
+    pub(super) heads: usize,
     /// Splits (decode form) or spans (prefill form) per kv head.
     pub(super) per_head: usize,
     /// First split (decode form).
@@ -85,6 +87,7 @@ pub(super) fn next_round(
             sequence: cursor.sequence,
             first_item: round.items,
             kv_head: cursor.kv_head,
+            heads,
             per_head: splits,
             first_split,
             first_slot: slots - free,

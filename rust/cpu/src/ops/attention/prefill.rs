@@ -143,6 +143,7 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
         pieces: 1,
         at,
         ahead: 0,
+        between: 0,
         vectors: S::KEY_VECTORS,
         k_step: group * head_dim,
         k_stride: group,

@@ -59,6 +59,11 @@ impl<'a> Problem<'a> {
         AttentionScratchSpec::span_tokens(self.group_size, self.head_dim())
     }
 
+    /// Query rows of a prefill unit: no fewer than a kv head has in the decode form.
+    pub(super) fn span_rows(&self) -> usize {
+        self.span_tokens() * self.group_size
+    }
+
     pub(super) fn sequence(&self, index: usize) -> Sequence {
         let (begin, end) = (self.step.cu_seqlens_q[index], self.step.cu_seqlens_q[index + 1]);
         let len = self.step.seq_lens[index];

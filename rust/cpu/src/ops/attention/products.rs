@@ -2,8 +2,9 @@
 //! [`Products`]; each level compiles them.
 
 use super::ahead::{Ahead, LINE, parts};
-use super::kernels::{SCORE_STRIDE, lanes};
+use super::kernels::SCORE_STRIDE;
 use super::simd::{LANES, Simd};
+pub(super) use super::weights::{Weights, weights};
 
 /// Arguments of [`Products::qk`]: scores of R query rows against a group of keys.
 #[derive(Clone, Copy)]
@@ -104,8 +105,7 @@ pub(super) trait Integers: Products {
     unsafe fn store_words(to: *mut i16, x: <Self::Float as Simd>::V);
 
     // The loops below, compiled for this level.
-    unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32;
-    unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32);
+    unsafe fn weights(args: &Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
 }
 
@@ -198,52 +198,6 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
     }
 }
 
-/// Multiply probabilities `begin..end` of a row by the scales of their values; vector number i has its scales at
-/// `scales(i)`. Returns the largest product, or zero.
-#[inline(always)]
-pub(super) unsafe fn weigh<P: Integers>(
-    row: *mut f32,
-    (begin, end): (usize, usize),
-    scales: impl Fn(usize) -> *const f32,
-) -> f32 {
-    // SAFETY: a row of scores holds a whole split, a block whole vectors of scales.
-    unsafe {
-        let mut most = P::Float::splat(0.0);
-        for index in begin / LANES..end.div_ceil(LANES) {
-            let at = row.add(index * LANES);
-            let scale = P::Float::load(scales(index));
-            let p = P::Float::mul(P::Float::load(at), scale);
-            let p = P::Float::select(lanes(index, begin, end), p, P::Float::splat(0.0));
-            P::Float::store(at, p);
-            most = P::Float::max(p, most);
-        }
-        P::Float::maximum(most)
-    }
-}
-
-/// Round `factor` times the products of keys `range` of a row to 16 bits, in place: key j becomes the j-th word of the
-/// row. Vectors `vectors` that lie outside the range become zero.
-#[inline(always)]
-pub(super) unsafe fn round<P: Integers>(
-    row: *mut f32,
-    (begin, end): (usize, usize),
-    vectors: (usize, usize),
-    factor: f32,
-) {
-    // SAFETY: a row of scores holds a whole split; a word is written behind the floats that are still to be read.
-    unsafe {
-        let factor = P::Float::splat(factor);
-        for index in vectors.0..vectors.1 {
-            let p = if begin / LANES <= index && index * LANES < end {
-                P::Float::mul(P::Float::load(row.add(index * LANES)), factor)
-            } else {
-                P::Float::splat(0.0)
-            };
-            P::store_words(row.cast::<i16>().add(index * LANES), p);
-        }
-    }
-}
-
 /// Turn integer sums into results of a split, in place.
 #[inline(always)]
 pub(super) unsafe fn scale<P: Integers>(sums: *mut f32, vectors: usize, step: f32) {
@@ -277,14 +231,9 @@ pub(super) use product_kernels;
 macro_rules! integer_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn weigh(row: *mut f32, range: (usize, usize), scales: impl Fn(usize) -> *const f32) -> f32 {
+        unsafe fn weights(args: &products::Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]) {
             // SAFETY: the caller's duty.
-            unsafe { products::weigh::<Self>(row, range, scales) }
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn round(row: *mut f32, range: (usize, usize), vectors: (usize, usize), factor: f32) {
-            // SAFETY: the caller's duty.
-            unsafe { products::round::<Self>(row, range, vectors, factor) }
+            unsafe { products::weights::<Self>(args, sums, steps) }
         }
         #[target_feature(enable = $features)]
         unsafe fn scale(sums: *mut f32, vectors: usize, step: f32) {

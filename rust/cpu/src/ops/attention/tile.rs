@@ -26,6 +26,9 @@ pub(super) struct Keys {
     pub(super) at: [*const u8; 3 * PIECES],
     /// Pieces from one that is read to the later one that is prefetched, at most [`PIECES`].
     pub(super) ahead: usize,
+    /// Pieces that are prefetched between scores and values, by which values are further ahead; as many as there are at
+    /// most.
+    pub(super) between: usize,
     /// Keys that are scored together, in vectors, at most.
     pub(super) vectors: usize,
     /// Elements from one group of keys to the next.
@@ -114,7 +117,7 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
 ///
 /// # Safety
 /// The processor must have the level; the rows of scores must hold a split.
-pub(super) unsafe fn softmax<S: Simd>(
+unsafe fn softmax<S: Simd>(
     keys: &Keys,
     tile: &mut Tile,
     rows: std::ops::Range<usize>,

@@ -28,6 +28,33 @@ fn prefetch_scales<P: Products>(keys: &Keys, index: usize) {
     }
 }
 
+/// What is prefetched while the keys of a split are read: as many pieces as are left for them, in turn.
+struct Turns {
+    pieces: usize,
+    /// Of so many pieces.
+    asked: usize,
+    credit: usize,
+    later: usize,
+}
+
+impl Turns {
+    fn new(keys: &Keys) -> Self {
+        let asked = keys.pieces - keys.between;
+        Self { pieces: keys.pieces, asked, credit: 0, later: keys.ahead + keys.between }
+    }
+
+    /// The piece to prefetch beside the next one, if any.
+    fn next(&mut self) -> Option<usize> {
+        self.credit += self.asked;
+        if self.credit < self.pieces {
+            return None;
+        }
+        self.credit -= self.pieces;
+        self.later += 1;
+        Some(self.later - 1)
+    }
+}
+
 /// Scores of all rows of a tile against keys `begin..end`, in whole groups; `ahead` says whether to prefetch what
 /// follows.
 ///
@@ -44,15 +71,20 @@ pub(super) unsafe fn scores<P: Products>(
     let most = P::Float::key_vectors(tile.rows, keys.vectors);
     let (dwords, stride) = (dwords::<P>(head_dim), 4 * keys.len);
     let mut position = begin - (begin - keys.first) % (most * LANES);
+    let (mut current, mut later, mut turns) = (usize::MAX, None, Turns::new(keys));
     while position < end {
         let vectors = fewest(most, end - position);
         let group = vectors * LANES;
         let (piece, offset) = keys.piece(position);
         let inside = head_bytes::<P>(keys) + 4 * offset;
-        let (from, later) = (keys.at[piece], keys.at[piece + keys.ahead]);
-        if ahead && offset < group {
-            prefetch_scales::<P>(keys, piece + keys.ahead);
+        if ahead && piece != current {
+            (current, later) = (piece, turns.next());
+            prefetch_scales::<P>(keys, keys.pieces + piece);
+            if let Some(later) = later.filter(|later| *later < keys.pieces) {
+                prefetch_scales::<P>(keys, later);
+            }
         }
+        let from = keys.at[piece];
         let args = QkArgs {
             q: packed.words,
             starts: packed.starts,
@@ -60,7 +92,7 @@ pub(super) unsafe fn scores<P: Products>(
             keys: from.wrapping_add(inside),
             stride,
             scales: from.wrapping_add(P::SCALE_BYTES * offset).cast(),
-            ahead: ahead.then(|| Ahead::new(from, later, (dwords, stride)).at_byte(inside)),
+            ahead: later.map(|later| Ahead::new(from, keys.at[later], (dwords, stride)).at_byte(inside)),
             scores: tile.scores.wrapping_add(position - keys.start),
         };
         // SAFETY: the caller's duty.
@@ -89,6 +121,7 @@ pub(super) unsafe fn values<P: Products>(
     mut first: bool,
 ) {
     let stride = pair_stride::<P>(head_dim);
+    let single = is_one_pass::<P>(padded(head_dim) / LANES, rows);
     let mut runs = [Run { values: null(), begin: 0, end: 0, ahead: None }; PIECES];
     let (mut begin, mut count) = (begin, 0);
     let mut position = begin;
@@ -97,11 +130,11 @@ pub(super) unsafe fn values<P: Products>(
         let to = end.min(position - offset + keys.len);
         let index = keys.pieces + piece;
         let head = head_bytes::<P>(keys);
-        if ahead {
-            prefetch_scales::<P>(keys, index + keys.ahead);
+        let later = index + keys.ahead + keys.between;
+        if ahead && later >= 2 * keys.pieces {
+            prefetch_scales::<P>(keys, later);
         }
-        let (from, later) =
-            (keys.at[index].wrapping_add(head), keys.at[index + keys.ahead].wrapping_add(head));
+        let (from, later) = (keys.at[index].wrapping_add(head), keys.at[later].wrapping_add(head));
         let until = (offset + to - position) / 2;
         runs[count] = Run {
             values: from,
@@ -112,7 +145,7 @@ pub(super) unsafe fn values<P: Products>(
         count += 1;
         position = to;
         // What comes from memory is taken in the order it lies there.
-        if ahead || position == end {
+        if (ahead && !single) || position == end {
             let args = PvArgs {
                 p: probabilities(keys, tile, row, begin),
                 runs: &runs[..count],
@@ -143,6 +176,11 @@ pub(super) fn probabilities(keys: &Keys, tile: &Tile, row: usize, position: usiz
 pub(super) fn values_at<P: Products>(head_dim: usize, keys: &Keys, position: usize) -> *const u8 {
     let (piece, offset) = keys.piece(position);
     keys.at[keys.pieces + piece].wrapping_add(head_bytes::<P>(keys) + offset / 2 * pair_stride::<P>(head_dim))
+}
+
+/// Whether [`pv_rows`] takes all vectors of a value at once.
+const fn is_one_pass<P: Products>(vectors: usize, rows: usize) -> bool {
+    vectors.is_power_of_two() && vectors <= 8 && vectors * rows <= P::Float::ACCUMULATORS
 }
 
 /// All vectors of a value, as many at once as the accumulators allow.
