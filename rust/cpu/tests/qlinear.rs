@@ -236,11 +236,17 @@ fn the_largest_sums_of_codes_and_activations_are_exact() {
             if let Some(zeros) = &mut matrix.zeros {
                 zeros.fill(zero);
             }
-            // Every activation becomes 127, or -127, or they alternate.
-            let x: Vec<f32> = (0..3 * cols)
-                .map(|at| if at < cols || (at >= 2 * cols && at % 2 == 0) { 2.5 } else { -2.5 })
-                .collect();
-            check(&matrix, &x, &mut pools, false);
+            for tokens in [3, 27] {
+                // Every activation of a token becomes 127, or -127, or they alternate.
+                let is_positive = |at: usize| match at / cols % 3 {
+                    0 => true,
+                    1 => false,
+                    _ => at.is_multiple_of(2),
+                };
+                let x: Vec<f32> =
+                    (0..tokens * cols).map(|at| if is_positive(at) { 2.5 } else { -2.5 }).collect();
+                check(&matrix, &x, &mut pools, false);
+            }
         }
     }
 }
@@ -321,8 +327,9 @@ fn what_rides_along_changes_no_bit() {
             Canonical::arbitrary(rows, cols, format(if case % 2 == 0 { 4 } else { 8 }, 32 << (case % 3)), 6);
         let (weight, factors, bias) = (matrix.pack(), numbers(1, cols), numbers(2, rows));
         let norm = Norm { weight: Some(&factors), eps: 1e-6, weight_offset: 1.0, scale: 1.0 };
-        for (tokens, then) in
-            [1, 2, 7, 40, 133].into_iter().flat_map(|t| [Then::Store, Then::Add, Then::Glu].map(|n| (t, n)))
+        for (tokens, then) in [1, 2, 7, 28, 40, 133]
+            .into_iter()
+            .flat_map(|t| [Then::Store, Then::Add, Then::Glu].map(|n| (t, n)))
         {
             if then == Then::Glu && !QuantizedMatrix::has_whole_halves(rows) {
                 continue;
@@ -330,7 +337,7 @@ fn what_rides_along_changes_no_bit() {
             let width = if then == Then::Glu { rows / 2 } else { rows };
             let (x, before) = (numbers(3, tokens * cols), numbers(4, tokens * width));
             let norm = (tokens != 2).then_some(norm);
-            let bias = (tokens != 7).then_some(&bias[..]);
+            let bias = (tokens % 7 != 0).then_some(&bias[..]);
             for isa in levels() {
                 let mut expected = before.clone();
                 unfused(&mut pools[0], isa, &x, norm, &weight, bias, then, &mut expected);
@@ -587,7 +594,7 @@ proptest! {
     fn awkward_shapes(
         rows in prop::sample::select(vec![1usize, 31, 33, 65, 130, 333]),
         groups in 1usize..7,
-        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13, 16, 24, 25, 40, 129]),
+        tokens in prop::sample::select(vec![1usize, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13, 16, 24, 25, 26, 28, 40, 64, 65, 129]),
         format in prop::sample::select(formats()),
         bias: bool,
         seed in 0u64..1000,

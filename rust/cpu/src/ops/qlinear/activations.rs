@@ -20,6 +20,8 @@ const MANY_TILE: usize = 6;
 /// Most tokens of a [large](takes_large) tile. On Zen 5 matmuls of 9 to 24 rows are 2 to 20 % faster than in two or more
 /// tiles, most with few rows; of 32 rows some are slower, since all outputs of a panel are stored at once.
 pub(super) const LARGE_TILE: usize = 24;
+/// Most tokens of a [block](super::blocks): their sums are a sixth of the first cache.
+pub(super) const BLOCK_TILE: usize = 64;
 /// Bytes of one scale and sum.
 pub(super) const HEAD_BYTES: usize = 8;
 
@@ -28,6 +30,11 @@ pub(super) const HEAD_BYTES: usize = 8;
 fn takes_large(isa: Isa, tokens: usize, format: QuantFormat) -> bool {
     let level = matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16);
     level && format.bits == 4 && format.span() == LINE / 2 && (MAX_TILE + 1..=LARGE_TILE).contains(&tokens)
+}
+
+/// Whether so many tokens are cut into [blocks](super::blocks). They need VPDPBUSD.
+fn takes_blocks(isa: Isa, tokens: usize) -> bool {
+    matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16) && tokens > LARGE_TILE
 }
 
 /// The tokens of a call, cut into tiles.
@@ -43,6 +50,8 @@ pub(super) struct Tiles {
     lines: usize,
     /// What negated sums are multiplied by.
     zero: i32,
+    /// Whether the tiles are [blocks](super::blocks).
+    pub(super) blocks: bool,
 }
 
 impl Tiles {
@@ -50,6 +59,7 @@ impl Tiles {
         let most = match isa {
             Isa::Avx2 => 4,
             _ if takes_large(isa, tokens, format) => LARGE_TILE,
+            _ if takes_blocks(isa, tokens) => BLOCK_TILE,
             // As few passes over the weights as there can be.
             _ if tokens <= 2 * MAX_TILE => MAX_TILE,
             _ => MANY_TILE,
@@ -57,12 +67,13 @@ impl Tiles {
         let count = tokens.div_ceil(most);
         let (size, longer, span) = (tokens / count, tokens % count, format.span());
         let zero = if format.symmetric { i32::from(format.middle()) } else { 1 };
-        Self { tokens, count, size, longer, span, spans: cols / span, lines: cols.div_ceil(LINE), zero }
+        let (spans, lines, blocks) = (cols / span, cols.div_ceil(LINE), takes_blocks(isa, tokens));
+        Self { tokens, count, size, longer, span, spans, lines, zero, blocks }
     }
 
     /// Whether one large tile takes all tokens.
     pub(super) fn is_large(&self) -> bool {
-        self.count == 1 && self.tokens > MAX_TILE
+        self.count == 1 && self.tokens > MAX_TILE && !self.blocks
     }
 
     /// First token and number of tokens of a tile.

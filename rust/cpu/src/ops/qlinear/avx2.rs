@@ -113,6 +113,10 @@ impl Level for Words {
         }
     }
     #[inline(always)]
+    unsafe fn store_ints(to: *mut i32, x: __m256i) {
+        unsafe { _mm256_storeu_si256(to.cast(), x) }
+    }
+    #[inline(always)]
     unsafe fn prefetch<const ONCE: bool>(at: *const u8) {
         unsafe {
             match ONCE {

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::block::block;
+use super::blocks::Waiting;
 use super::kernel::{Level, for_format, panels};
 use super::many::many;
 use super::tile::Tile;
@@ -72,6 +74,10 @@ macro_rules! shared {
                 let x = if bias.is_null() { x } else { _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, bias)) };
                 _mm512_mask_storeu_ps(to, mask, x);
             }
+        }
+        #[inline(always)]
+        unsafe fn store_ints(to: *mut i32, x: __m512i) {
+            unsafe { _mm512_storeu_si512(to.cast(), x) }
         }
         #[inline(always)]
         unsafe fn prefetch<const ONCE: bool>(at: *const u8) {
@@ -254,4 +260,29 @@ pub(super) unsafe fn large(tokens: usize, tile: &Tile, next: *const u8) {
             false => many::<Vnni, false>(tokens, tile, next),
         }
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn block_of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(
+    tokens: usize,
+    tile: &Tile,
+    waiting: Waiting,
+    between: impl FnMut(usize),
+) {
+    // SAFETY: the caller's duty.
+    unsafe { block::<Vnni, BITS, SPAN, SYM>(tokens, tile, waiting, between) }
+}
+
+/// The tokens of a block times the tile's first panel, see [`block`].
+///
+/// # Safety
+/// As [`block`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.
+pub(super) unsafe fn block_of_tokens(
+    tokens: usize,
+    tile: &Tile,
+    waiting: Waiting,
+    between: impl FnMut(usize),
+) {
+    // SAFETY: the caller's duty.
+    unsafe { for_format!(tile.format, block_of_format(tokens, tile, waiting, between)) }
 }

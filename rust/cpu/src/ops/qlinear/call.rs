@@ -141,13 +141,15 @@ impl Call<'_> {
             self.large(worker, at_end);
         } else if self.tiles.tokens >= MANY && self.weight.format().bits == 4 && likes_wide(self.isa) {
             self.widen_and_tile(worker, at_end);
+        } else if self.tiles.blocks {
+            self.block_by_block(worker, at_end);
         } else {
             self.tile_by_tile(worker, at_end);
         }
     }
 
     /// Panels of a unit.
-    fn panels(&self, unit: usize, units: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn panels(&self, unit: usize, units: usize) -> impl Iterator<Item = usize> {
         let partner = (self.then == Then::Glu).then_some(unit + units);
         std::iter::once(unit).chain(partner)
     }

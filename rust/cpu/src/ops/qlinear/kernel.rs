@@ -57,6 +57,7 @@ pub(super) trait Level {
     unsafe fn fma(x: Self::Float, y: Self::Float, z: Self::Float) -> Self::Float;
     /// Store the first `rows` lanes at `to`, after adding the same lanes of `bias` unless it is null.
     unsafe fn store(to: *mut f32, rows: usize, bias: *const f32, x: Self::Float);
+    unsafe fn store_ints(to: *mut i32, x: Self::Int);
     /// Ask for a cache line, `ONCE` if it is read once and need not stay in any cache.
     unsafe fn prefetch<const ONCE: bool>(at: *const u8);
 }

@@ -7,14 +7,18 @@
 //!
 //! The forms: one row or two stream the weights, several panels side by side, bound by memory; more rows take the weights
 //! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. Of 4-bit codes
-//! in groups of 32, a [large tile](many) takes 9 to 24 rows at once where VPDPBUSD is there. A norm of
-//! the input, and a residual or a gated activation of the output, can ride along: they change no bit either.
+//! in groups of 32, a [large tile](many) takes 9 to 24 rows at once where VPDPBUSD is there; more rows are cut into
+//! [blocks] there, each of which meets all panels while it lies in the second cache. A norm of the input, and a residual or
+//! a gated activation of the output, can ride along: they change no bit either.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod block;
+mod blocks;
 mod call;
 #[cfg(target_arch = "x86_64")]
 mod kernel;

@@ -1,0 +1,254 @@
+//! The tile kernel of a prefill, which takes a panel's codes apart once for many tokens.
+//!
+//! The codes of 32 columns are 16 vectors. They stay in registers while the tokens pass, a few at a time; the f32 sums of
+//! the tokens wait in the first cache, and so do the integer sums of a span of 64 columns between its halves. Where
+//! [`panels`](super::kernel::panels) takes codes apart for every six tokens, and has no register left for what comes next,
+//! here the multiplier has hardly anything to wait for. The order of operations of every output is the same.
+
+#![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
+
+use super::activations::{BLOCK_TILE, HEAD_BYTES, LINE};
+use super::blocks::Waiting;
+use super::kernel::Level;
+use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::tile::Tile;
+use crate::quant::QuantFormat;
+
+/// Tokens that pass together. Of 3 to 6, with their sums in registers beside the codes, 5 are fastest on Zen 5.
+const TOGETHER: usize = 5;
+/// Columns whose codes are in registers.
+const PART: usize = LINE / 2;
+/// The pieces of four columns in which they are multiplied.
+const PIECES: usize = PART / 4;
+
+/// A part of a span of a panel, in registers: two vectors of rows.
+struct Part<L: Level> {
+    codes: [[L::Codes; 2]; PIECES],
+    scales: [L::Float; 2],
+    /// None when symmetric.
+    zeros: Option<[L::Int; 2]>,
+}
+
+/// Where the tokens of a block are: their integers and heads of a part, and their sums.
+#[derive(Clone, Copy)]
+struct Tokens {
+    ints: *const u8,
+    heads: *const u8,
+    waiting: Waiting,
+}
+
+impl Tokens {
+    /// Those from token `count` on.
+    #[inline(always)]
+    fn after(self, count: usize) -> Self {
+        Self {
+            ints: self.ints.wrapping_add(count * LINE),
+            heads: self.heads.wrapping_add(count * HEAD_BYTES),
+            waiting: Waiting {
+                sums: self.waiting.sums.wrapping_add(count * PANEL),
+                ints: self.waiting.ints.wrapping_add(count * PANEL),
+            },
+        }
+    }
+}
+
+/// `tokens` tokens times the tile's first panel, of a format whose spans are `SPAN` long and that is symmetric if `SYM`,
+/// at a level with VPDPBUSD whose vectors are half of a panel. The products, without bias, are left in `waiting.sums`. Before
+/// each group comes a call of `between` with its number.
+///
+/// # Safety
+/// As [`super::tile::scalar`], but there are no outputs; inlined into a function compiled for the level; at most
+/// [`BLOCK_TILE`] tokens, for which `waiting` has room.
+#[inline(always)]
+pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const SYM: bool>(
+    tokens: usize,
+    tile: &Tile,
+    waiting: Waiting,
+    mut between: impl FnMut(usize),
+) {
+    // Only the longest span is shared by several sizes of groups.
+    let group_size = if SPAN == LINE { tile.format.group_size } else { SPAN };
+    let format = QuantFormat { bits: BITS, group_size, symmetric: SYM };
+    let code_bytes = group_size * PANEL * BITS / 8;
+    let mut at = Tokens { ints: tile.ints, heads: tile.heads, waiting };
+    // From a span to the next one: another line of every token, or the other half of this one.
+    let mut hops = if SPAN == LINE { [tokens * LINE; 2] } else { [PART, tokens * LINE - PART] };
+    let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
+    debug_assert!(PANEL == 2 * L::WIDTH && tokens <= BLOCK_TILE && !L::NARROW && L::OFFSET == 0);
+    // SAFETY: blocks of the panel and the tile's activations one after another, promised by the caller, who has the
+    // level; the sums have room for all tokens.
+    unsafe {
+        for vector in 0..2 * tokens {
+            L::store(waiting.sums.add(vector * L::WIDTH), L::WIDTH, std::ptr::null(), L::zero());
+        }
+        while left > 0 {
+            let here = left.min(GROUPS_PER_BLOCK);
+            let header = block_header_bytes(format, here);
+            ask::<L>(tile, block, header);
+            for group in 0..here {
+                between(tile.groups - left + group);
+                let scales = [0, 1].map(|part| L::load_f16(block.add(2 * (group * PANEL + part * L::WIDTH))));
+                let zeros = (!SYM).then(|| {
+                    let zeros = block.add((2 * here + group) * PANEL);
+                    [0, 1].map(|part| L::load_u8(zeros.add(part * L::WIDTH)))
+                });
+                let codes = block.add(header + group * code_bytes);
+                for first in (0..group_size).step_by(SPAN) {
+                    let of_span = codes.add(first * PANEL * BITS / 8);
+                    span::<L, BITS, SPAN>(tokens, tile, of_span, scales, zeros, at);
+                    at.ints = at.ints.wrapping_add(hops[0]);
+                    hops.swap(0, 1);
+                    at.heads = at.heads.wrapping_add(tokens * HEAD_BYTES);
+                }
+            }
+            block = block.add(header + here * code_bytes);
+            left -= here;
+        }
+    }
+}
+
+/// Ask for the cache lines that are read [`Tile::ahead`] after so many bytes, if the tile asks for any.
+///
+/// # Safety
+/// The processor has the level.
+#[inline(always)]
+unsafe fn ask<L: Level>(tile: &Tile, from: *const u8, bytes: usize) {
+    if tile.ahead == 0 {
+        return;
+    }
+    for line in (0..bytes).step_by(LINE) {
+        // SAFETY: the caller's duty; a prefetch may point anywhere.
+        unsafe { L::prefetch::<false>(from.wrapping_add(tile.ahead + line)) };
+    }
+}
+
+/// Add the products of one span to the sums of all tokens.
+///
+/// # Safety
+/// As [`block`]; `codes` is the span's first byte.
+#[inline(always)]
+unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
+    tokens: usize,
+    tile: &Tile,
+    codes: *const u8,
+    scales: [L::Float; 2],
+    zeros: Option<[L::Int; 2]>,
+    at: Tokens,
+) {
+    let bytes = PART * PANEL * BITS / 8;
+    // SAFETY: the parts of the span, promised by the caller.
+    unsafe {
+        ask::<L>(tile, codes, bytes);
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
+        if SPAN == PART {
+            return pass_all::<L, BITS, true, true>(tokens, &part, at);
+        }
+        pass_all::<L, BITS, true, false>(tokens, &part, at);
+        let codes = codes.add(bytes);
+        ask::<L>(tile, codes, bytes);
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
+        pass_all::<L, BITS, false, true>(tokens, &part, Tokens { ints: at.ints.add(PART), ..at });
+    }
+}
+
+/// The codes of a part, ready to multiply.
+///
+/// # Safety
+/// `from` is the first step's; the processor has the level.
+#[inline(always)]
+unsafe fn take_apart<L: Level, const BITS: usize>(from: *const u8) -> [[L::Codes; 2]; PIECES] {
+    let per_step = 8 / BITS;
+    // SAFETY: the steps of a part, promised by the caller.
+    unsafe {
+        let mut codes = [[L::codes::<BITS>(L::splat(0))[0]; 2]; PIECES];
+        for step in 0..PIECES / per_step {
+            for part in 0..2 {
+                let line = L::load(from.add(step * STEP_BYTES + 4 * part * L::WIDTH));
+                let pieces = L::codes::<BITS>(line);
+                for piece in 0..per_step {
+                    codes[step * per_step + piece][part] = pieces[piece];
+                }
+            }
+        }
+        codes
+    }
+}
+
+/// Let all tokens pass a part, the `FIRST` or the `LAST` of its span.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+unsafe fn pass_all<L: Level, const BITS: usize, const FIRST: bool, const LAST: bool>(
+    tokens: usize,
+    part: &Part<L>,
+    at: Tokens,
+) {
+    let whole = tokens - tokens % TOGETHER;
+    // SAFETY: the caller's duty.
+    unsafe {
+        for first in (0..whole).step_by(TOGETHER) {
+            pass::<L, BITS, FIRST, LAST, TOGETHER>(part, at.after(first));
+        }
+        match tokens % TOGETHER {
+            1 => pass::<L, BITS, FIRST, LAST, 1>(part, at.after(whole)),
+            2 => pass::<L, BITS, FIRST, LAST, 2>(part, at.after(whole)),
+            3 => pass::<L, BITS, FIRST, LAST, 3>(part, at.after(whole)),
+            4 => pass::<L, BITS, FIRST, LAST, 4>(part, at.after(whole)),
+            _ => {}
+        }
+    }
+}
+
+/// Add the products of a part to the sums of the first `T` tokens.
+///
+/// # Safety
+/// There are so many tokens; the processor has the level.
+#[inline(always)]
+unsafe fn pass<L: Level, const BITS: usize, const FIRST: bool, const LAST: bool, const T: usize>(
+    of_panel: &Part<L>,
+    at: Tokens,
+) {
+    // SAFETY: what belongs to the tokens, promised by the caller.
+    unsafe {
+        let mut products = [[L::splat(0); 2]; T];
+        for token in 0..T {
+            let waiting = at.waiting.ints.add(token * PANEL);
+            let minus_sum = at.heads.add(token * HEAD_BYTES + 4).cast::<i32>().read_unaligned();
+            for part in 0..2 {
+                products[token][part] = match of_panel.zeros {
+                    _ if !FIRST => L::load(waiting.add(part * L::WIDTH).cast()),
+                    // The head has the zero already.
+                    None => L::splat(minus_sum),
+                    Some(zeros) => L::mul16(zeros[part], L::splat(minus_sum)),
+                };
+            }
+        }
+        for piece in 0..PIECES {
+            for token in 0..T {
+                let each = at.ints.add(token * LINE + 4 * piece).cast::<i32>().read_unaligned();
+                let each = L::splat(each);
+                for part in 0..2 {
+                    products[token][part] =
+                        L::dot::<BITS>(products[token][part], of_panel.codes[piece][part], each);
+                }
+            }
+        }
+        for token in 0..T {
+            if !LAST {
+                for part in 0..2 {
+                    let waiting = at.waiting.ints.add(token * PANEL + part * L::WIDTH);
+                    L::store_ints(waiting, products[token][part]);
+                }
+                continue;
+            }
+            let x_scale = L::splat_float(at.heads.add(token * HEAD_BYTES).cast::<f32>().read_unaligned());
+            for part in 0..2 {
+                let sum = at.waiting.sums.add(token * PANEL + part * L::WIDTH);
+                let factor = L::mul(x_scale, of_panel.scales[part]);
+                let new = L::fma(L::to_float(products[token][part]), factor, L::load_f32(sum.cast()));
+                L::store(sum, L::WIDTH, std::ptr::null(), new);
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! How blocks of tokens meet the panels.
+
+use std::mem::MaybeUninit;
+
+use super::Then;
+use super::activations::BLOCK_TILE;
+use super::call::Call;
+use super::packed::PANEL;
+use super::tile::{MAX_STREAMS, Panel, Tile};
+use super::tuning::Tuning;
+use super::wide::prefetch_to_write;
+use crate::ops::elementwise::{add_lanes, glu_lanes};
+use crate::ops::lanes::{LANES, Lanes, at_every_level};
+use crate::pool::Worker;
+use crate::tensor::RowsMut;
+
+/// Work items per worker that are wanted: the last one is what others wait for.
+const BLOCK_ITEMS_PER_WORKER: usize = 64;
+
+/// What belongs to one panel and all tokens of a block.
+type OfPanel<T> = [[T; PANEL]; BLOCK_TILE];
+
+/// Memory in which the sums of a block wait, the panel's 32 rows of one token after those of another.
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    /// `[BLOCK_TILE][32]`: what becomes the products.
+    pub(super) sums: *mut f32,
+    /// `[BLOCK_TILE][32]`, for spans of more than one part.
+    pub(super) ints: *mut i32,
+}
+
+/// Memory of the first cache.
+#[repr(align(64))]
+struct Near {
+    /// Of the panels of a unit.
+    sums: [OfPanel<f32>; 2],
+    ints: OfPanel<i32>,
+}
+
+impl Call<'_> {
+    /// Share the blocks, and of each the units, over the workers: a block stays in the second cache, while one panel after
+    /// another comes from memory or the last cache, which takes a tenth of the time that it is multiplied for.
+    pub(super) fn block_by_block(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
+        let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
+        let (units, blocks) = (self.weight.panels() / panels_per_unit, self.tiles.count);
+        let at_once = (units * blocks / (BLOCK_ITEMS_PER_WORKER * worker.count())).clamp(1, units);
+        let items = units.div_ceil(at_once);
+        let work = |item: usize| {
+            let first = item % items * at_once;
+            for unit in first..units.min(first + at_once) {
+                self.block(unit, units, item / items);
+            }
+        };
+        worker.share_then(items * blocks, work, at_end);
+    }
+
+    /// One unit of `units` times a block.
+    fn block(&self, unit: usize, units: usize, block: usize) {
+        let (begin, tokens) = self.tiles.range(block);
+        let (ints, heads) = self.tiles.offsets(block);
+        let mut near = MaybeUninit::<Near>::uninit();
+        let near = near.as_mut_ptr();
+        // SAFETY: places in it.
+        let (sums, waiting_ints) = unsafe { (&raw mut (*near).sums, &raw mut (*near).ints) };
+        let sums = [0, 1].map(|slot| sums.cast::<OfPanel<f32>>().wrapping_add(slot).cast::<f32>());
+        let row = unit * PANEL;
+        let rows = PANEL.min(self.weight.rows() - row);
+        let mut panels = self.panels(unit, units).zip(sums).peekable();
+        while let Some((panel, sums)) = panels.next() {
+            let mut tile = Tile {
+                format: self.weight.format(),
+                groups: self.weight.groups(),
+                panels: [Panel::NONE; MAX_STREAMS],
+                wide: false,
+                ahead: Tuning::get().ahead,
+                spread: 0,
+                once: false,
+                ints: self.activations.wrapping_add(ints),
+                heads: self.activations.wrapping_add(heads),
+                out_stride: 0,
+            };
+            tile.panels[0].weights = self.weight.panel(panel);
+            let waiting = Waiting { sums, ints: waiting_ints.cast() };
+            let (is_last, each) = (panels.peek().is_none(), tokens.div_ceil(tile.groups));
+            // The outputs of a block are lines that lie far apart, often out of the caches, and the stores of all of them at
+            // once would wait for them: they are asked for a few at a time.
+            let between = |group: usize| {
+                for token in group * each..if is_last { tokens.min((group + 1) * each) } else { 0 } {
+                    let to = self.out.as_ptr().wrapping_add((begin + token) * self.out.stride() + row);
+                    prefetch_to_write(to, PANEL * size_of::<f32>());
+                }
+            };
+            // SAFETY: the tile describes weights and activations that exist; tiles are blocks only at levels that have
+            // this kernel.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                super::avx512::block_of_tokens(tokens, &tile, waiting, between);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.sums, between(0));
+        }
+        let products = Products { sums, begin, tokens, row, rows };
+        bring(self.isa, &products, self.then, self.bias, self.out);
+    }
+}
+
+/// Products of a unit and a block.
+struct Products {
+    /// `[tokens][32]` of the unit's panel and of its partner, if it has one.
+    sums: [*mut f32; 2],
+    /// First token and number of tokens.
+    begin: usize,
+    tokens: usize,
+    /// The panel's first row, and how many rows it has.
+    row: usize,
+    rows: usize,
+}
+
+at_every_level! {
+    /// Bring the products, to which the bias comes, to the outputs.
+    ///
+    /// They have been computed, are no part of the outputs, and nobody else touches these outputs.
+    fn bring(
+        products: &Products,
+        then: Then,
+        bias: Option<&[f32]>,
+        out: RowsMut<'_>,
+    ) = bring_lanes
+}
+
+#[inline(always)]
+unsafe fn bring_lanes<L: Lanes>(products: &Products, then: Then, bias: Option<&[f32]>, out: RowsMut<'_>) {
+    let Products { sums, begin, row, rows, .. } = *products;
+    for token in 0..products.tokens {
+        // SAFETY: what `bring` asks for; the level is the caller's duty.
+        unsafe {
+            let of = |slot: usize| std::slice::from_raw_parts_mut(sums[slot].add(token * PANEL), rows);
+            if let Some(bias) = bias {
+                add_lanes::<L>(of(0), &bias[row..][..rows]);
+                if then == Then::Glu {
+                    add_lanes::<L>(of(1), &bias[out.width() + row..][..rows]);
+                }
+            }
+            let to = out.part(begin + token, row, rows);
+            match then {
+                Then::Store => copy_lanes::<L>(of(0), to),
+                Then::Add => add_lanes::<L>(to, of(0)),
+                Then::Glu => glu_lanes::<L>(of(0), of(1), to),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// That of the lanes.
+#[inline(always)]
+unsafe fn copy_lanes<L: Lanes>(from: &[f32], to: &mut [f32]) {
+    let whole = to.len() - to.len() % LANES;
+    let tail = to.len() - whole;
+    let (from, to) = (from[..to.len()].as_ptr(), to.as_mut_ptr());
+    // SAFETY: all accesses are below the length that both have; the level is the caller's duty.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            L::load(from.add(i)).store(to.add(i));
+        }
+        if tail > 0 {
+            L::load_part(from.add(whole), tail).store_part(to.add(whole), tail);
+        }
+    }
+}
