@@ -14,6 +14,7 @@ pub mod ops;
 pub mod packed_file;
 pub mod pool;
 pub mod probe;
+mod processor;
 pub mod program;
 pub mod quant;
 pub mod step;

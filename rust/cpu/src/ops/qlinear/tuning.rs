@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use crate::processor::{Processor, Vendor};
+
 /// How the weights of one worker are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuning {
@@ -16,22 +18,13 @@ pub(super) struct Tuning {
 }
 
 impl Tuning {
-    /// What this processor likes, found out once.
+    /// What this processor likes.
     pub(super) fn get() -> Self {
         static OWN: OnceLock<Tuning> = OnceLock::new();
-        *OWN.get_or_init(|| {
-            #[cfg(target_arch = "x86_64")]
-            {
-                let name = std::arch::x86_64::__cpuid(0);
-                let version = std::arch::x86_64::__cpuid(1).eax;
-                Self::of([name.ebx, name.edx, name.ecx], version)
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Self { streams: 1, ahead: 4096, passing: None, passing_many: None }
-        })
+        *OWN.get_or_init(|| Self::of(Processor::own()))
     }
 
-    /// For a vendor's name and the version that CPUID gives.
+    /// What a processor likes.
     ///
     /// One core of an Ice Lake reads half of what its memory can give, and more streams keep more lines in flight: 4 of
     /// them, prefetched 2 KiB ahead, read 7 to 17 % faster than one. Zen 4 reads a single stream best, and several at
@@ -43,29 +36,11 @@ impl Tuning {
     /// behind the end of a worker's share is asked for in vain). With AVX2 it is 3 % longer. A large tile of 9 to 16 rows
     /// takes up to 10 % longer with 4 KiB than with 8, and up to 7 % longer with weights kept. Other processors were not
     /// measured.
-    fn of(vendor: [u32; 3], version: u32) -> Self {
-        const AMD: [u32; 3] =
-            [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD")];
-        let family = (version >> 8 & 15) + (version >> 20 & 255);
-        match (vendor, family) {
-            (AMD, 26..) => Self { streams: 2, ahead: 4096, passing: Some(3072), passing_many: Some(8192) },
-            (AMD, _) => Self { streams: 1, ahead: 4096, passing: None, passing_many: None },
+    fn of(processor: Processor) -> Self {
+        match (processor.vendor, processor.family) {
+            (Vendor::Amd, 26..) => Self { streams: 2, ahead: 4096, passing: Some(3072), passing_many: Some(8192) },
+            (Vendor::Amd, _) => Self { streams: 1, ahead: 4096, passing: None, passing_many: None },
             _ => Self { streams: 4, ahead: 2048, passing: None, passing_many: None },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn vendors_and_families_are_told_apart() {
-        let amd = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
-        assert_eq!(Tuning::of(amd, 0x00b0_0f21).streams, 2, "Zen 5");
-        assert_eq!(Tuning::of(amd, 0x00a1_0f11).streams, 1, "Zen 4");
-        let intel = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
-        assert_eq!(Tuning::of(intel, 0x0006_06a6).streams, 4, "Ice Lake");
-        assert!([1, 2, 4].contains(&Tuning::get().streams));
     }
 }
