@@ -161,6 +161,9 @@ class CpuExecutor:
             ShapeError: `logits` or the plan does not fit this executor.
         """
 
+    def sample(self, logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> list[Sample | None]:
+        """`sample` with the rows shared over the threads of the executor, which must not run a step meanwhile."""
+
     def start_profile(self) -> None:
         """Measure every step from here on, from zero."""
 

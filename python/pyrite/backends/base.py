@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from pyrite._core import StepPlan
+    from pyrite._core import Sample, Sampler, StepPlan
     from pyrite.models.program import KvGroup
 
 
@@ -69,6 +69,20 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the device memory. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SamplingBackend(Backend, Protocol):
+    """A backend with threads that wait between two steps, and draw tokens meanwhile."""
+
+    def sample(self, logits: np.ndarray, requests: Sequence[tuple[int, Sampler, int]]) -> list[Sample | None]:
+        """Draw as `_core.sample` does, to the same tokens.
+
+        Args:
+            logits: [R, vocab_size] f32, as `run` returned them.
+            requests: (row of `logits`, sampler, position of the new token in its sequence).
+        """
         ...
 
 

@@ -33,7 +33,7 @@ def matrix_bytes(parameter: Parameter, dtype: str) -> int:
 
 
 class CpuBackend:
-    """Implements `Backend` on `_core.CpuExecutor`.
+    """Implements `SamplingBackend` on `_core.CpuExecutor`.
 
     Args:
         program: the recorded model, with its slots assigned.
@@ -94,6 +94,12 @@ class CpuBackend:
         """See `Backend.run`."""
         self._open().run(plan, self._logits)
         return self._logits[: len(plan.logit_rows)]
+
+    def sample(
+        self, logits: np.ndarray, requests: Sequence[tuple[int, _core.Sampler, int]]
+    ) -> list[_core.Sample | None]:
+        """See `SamplingBackend.sample`."""
+        return self._open().sample(logits, requests)
 
     def info(self) -> dict[str, object]:
         """Instruction level, threads, bytes of weights, KV blocks and scratch, and `from_packed_file`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyrite import _core
-from pyrite.backends.base import CandidateBackend
+from pyrite.backends.base import CandidateBackend, SamplingBackend
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ class StepLogits:
 
     def __init__(self, backend: Backend, plan: _core.StepPlan, draws: Sequence[Draw], vocab_limit: int) -> None:
         self._device: CandidateBackend | None = None
+        self._sample = backend.sample if isinstance(backend, SamplingBackend) else _core.sample
         if isinstance(backend, CandidateBackend):
             count = min(backend.num_candidates, vocab_limit)
             self._sparing = [sampler.may_use_candidates(count) for _, sampler, _ in draws]
@@ -51,7 +52,7 @@ class StepLogits:
     def draw(self) -> list[_core.Sample | None]:
         """One token for each of the draws; None for a row without a finite logit."""
         if self._device is None:
-            return _core.sample(self._whole, self._draws)
+            return self._sample(self._whole, self._draws)
         samples: list[_core.Sample | None] = [None] * len(self._draws)
         sparing = [index for index, may in enumerate(self._sparing) if may]
         found = self._candidates
@@ -64,6 +65,6 @@ class StepLogits:
         if missing:
             logits, places = self.rows([self._draws[index][0] for index in missing])
             requests = [(place, *self._draws[index][1:]) for place, index in zip(places, missing, strict=True)]
-            for index, sample in zip(missing, _core.sample(logits, requests), strict=True):
+            for index, sample in zip(missing, self._sample(logits, requests), strict=True):
                 samples[index] = sample
         return samples

@@ -1,8 +1,9 @@
 //! `_core.CpuExecutor`, and what the CPU backend knows about this machine.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
-use numpy::{PyReadwriteArray2, PyUntypedArrayMethods};
+use numpy::{PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyrite_cpu::cores;
@@ -17,10 +18,12 @@ use pyrite_cpu::quant::QuantFormat;
 use pyrite_cpu::step::{GroupView, StepView};
 use pyrite_cpu::tensor::DType;
 use pyrite_cpu::weights::{self, Interrupted, MatrixForm};
+use pyrite_sample::Scratch;
 
-use crate::buffer::not_contiguous;
+use crate::buffer::{Rows, not_contiguous};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, detached};
+use crate::sample::{Draw, Request, Sample};
 use crate::sched::StepPlan;
 
 /// What happened, why, and whether that is normal.
@@ -129,6 +132,33 @@ impl CpuExecutor {
         };
         let inner = &mut self.inner;
         detached(py, || inner.run(&step, logits))
+    }
+
+    /// Draw as `sample` does, with the rows shared over the executor's threads.
+    fn sample(
+        &mut self,
+        py: Python<'_>,
+        logits: PyReadonlyArray2<'_, f32>,
+        requests: Vec<Request>,
+    ) -> PyResult<Vec<Option<Sample>>> {
+        let rows = Rows::new("logits", &logits)?;
+        let draws = Draw::all(&rows, &requests)?;
+        let drawn: Vec<OnceLock<_>> = draws.iter().map(|_| OnceLock::new()).collect();
+        let inner = &mut self.inner;
+        detached(py, || {
+            let work = |scratch: &mut Scratch, index: usize| {
+                let _ = drawn[index].set(draws[index].run(scratch));
+            };
+            if let [draw] = &draws[..] {
+                // Not worth waking anybody.
+                let _ = drawn[0].set(draw.run(&mut Scratch::new()));
+                return Ok(());
+            }
+            inner.share(draws.len(), Scratch::new, work)
+        })?;
+        let drawn = drawn.into_iter().map(OnceLock::into_inner).collect::<Option<Vec<_>>>();
+        let drawn = drawn.ok_or_else(|| Fault::internal("a draw was left out".to_owned()))?;
+        drawn.into_iter().map(|token| Ok(token.map_err(Fault::from)?)).collect()
     }
 
     /// Measure every step from here on.

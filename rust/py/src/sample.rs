@@ -65,29 +65,47 @@ impl From<core::Sample> for Sample {
     }
 }
 
-/// Draw one token per request (row of logits, sampler, position of the new token in its sequence).
+/// What Python asks for: a row of logits, a sampler, and the position of the new token in its sequence.
+pub(crate) type Request = (usize, Py<Sampler>, u64);
+
+/// One draw from a row of logits.
+pub(crate) struct Draw<'a> {
+    row: &'a [f32],
+    sampler: &'a core::Sampler,
+    position: u64,
+}
+
+impl<'a> Draw<'a> {
+    /// Those that are asked for.
+    pub(crate) fn all(rows: &Rows<'a, f32>, requests: &'a [Request]) -> PyResult<Vec<Self>> {
+        let draw = |(row, sampler, position): &'a Request| {
+            Ok(Self { row: rows.row(*row)?, sampler: &sampler.get().inner, position: *position })
+        };
+        requests.iter().map(draw).collect()
+    }
+
+    /// The token, or None when no logit is finite or one is not a number.
+    pub(crate) fn run(&self, scratch: &mut core::Scratch) -> Result<Option<Sample>, core::SampleError> {
+        match self.sampler.sample(self.row, self.position, scratch) {
+            Ok(sample) => Ok(Some(sample.into())),
+            Err(core::SampleError::NonFinite { .. } | core::SampleError::NoFiniteLogit { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Draw one token per request, on the calling thread.
 #[pyfunction]
 pub(crate) fn sample(
     py: Python<'_>,
     logits: PyReadonlyArray2<'_, f32>,
-    requests: Vec<(usize, Py<Sampler>, u64)>,
+    requests: Vec<Request>,
 ) -> PyResult<Vec<Option<Sample>>> {
     let rows = Rows::new("logits", &logits)?;
-    let mut work = Vec::with_capacity(requests.len());
-    for (row, sampler, position) in &requests {
-        work.push((rows.row(*row)?, &sampler.get().inner, *position));
-    }
+    let draws = Draw::all(&rows, &requests)?;
     detached(py, || {
         let mut scratch = core::Scratch::new();
-        work.iter()
-            .map(|(row, sampler, position)| match sampler.sample(row, *position, &mut scratch) {
-                Ok(sample) => Ok(Some(sample.into())),
-                Err(core::SampleError::NonFinite { .. } | core::SampleError::NoFiniteLogit { .. }) => {
-                    Ok(None)
-                }
-                Err(error) => Err(error),
-            })
-            .collect()
+        draws.iter().map(|draw| draw.run(&mut scratch)).collect()
     })
 }
 
@@ -99,7 +117,7 @@ pub(crate) fn sample_candidates(
     logits: PyReadonlyArray2<'_, f32>,
     lse: PyReadonlyArray1<'_, f32>,
     num_tokens: usize,
-    requests: Vec<(usize, Py<Sampler>, u64)>,
+    requests: Vec<Request>,
 ) -> PyResult<Vec<Option<Sample>>> {
     let (ids, logits) = (Rows::new("ids", &ids)?, Rows::new("logits", &logits)?);
     let lse = lse.as_slice().map_err(|_| not_contiguous("lse"))?;

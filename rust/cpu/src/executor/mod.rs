@@ -214,6 +214,23 @@ impl Executor {
         Ok(())
     }
 
+    /// Call `work` for every item of `0..items` exactly once over the threads of the pool, which have nothing to do between
+    /// two steps; `own` makes what a thread's calls pass on.
+    ///
+    /// # Errors
+    /// [`CpuError::Panicked`] when a call panicked.
+    pub fn share<S>(
+        &mut self,
+        items: usize,
+        own: impl Fn() -> S + Sync,
+        work: impl Fn(&mut S, usize) + Sync,
+    ) -> Result<(), CpuError> {
+        self.pool.run_step(|worker| {
+            let mut own = own();
+            worker.share(items, |item| work(&mut own, item));
+        })
+    }
+
     /// Measure every step from here on, from zero.
     pub fn start_profile(&mut self) {
         self.profile = Some(Profile::new(&self.model.plan, &self.labels, &self.model));

@@ -38,7 +38,9 @@ impl Tuning {
     /// measured.
     fn of(processor: Processor) -> Self {
         match (processor.vendor, processor.family) {
-            (Vendor::Amd, 26..) => Self { streams: 2, ahead: 4096, passing: Some(3072), passing_many: Some(8192) },
+            (Vendor::Amd, 26..) => {
+                Self { streams: 2, ahead: 4096, passing: Some(3072), passing_many: Some(8192) }
+            }
             (Vendor::Amd, _) => Self { streams: 1, ahead: 4096, passing: None, passing_many: None },
             _ => Self { streams: 4, ahead: 2048, passing: None, passing_many: None },
         }
