@@ -58,8 +58,11 @@ unsafe fn transpose8(x: [__m256; 8]) -> [__m256; 8] {
 impl Simd for Avx2 {
     type V = Pair;
     const TILE_ROWS: usize = 6;
-    const KEY_VECTORS: usize = 1;
     const ACCUMULATORS: usize = 6;
+
+    fn panel_tile() -> (usize, usize) {
+        (Self::TILE_ROWS, 1)
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Pair {

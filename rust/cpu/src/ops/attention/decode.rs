@@ -103,7 +103,7 @@ pub(super) unsafe fn unit<K: Kind>(
     let fresh = packed[place].replace(wanted) != wanted;
     let mut first = 0;
     while first < segment.rows {
-        let rows = tile_rows::<K::Level>(segment.rows - first);
+        let rows = tile_rows(K::Level::TILE_ROWS, segment.rows - first);
         let slot = match segment.per_head {
             1 => None,
             splits => {

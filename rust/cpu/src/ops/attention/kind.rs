@@ -28,6 +28,11 @@ pub(super) trait Kind: 'static {
     /// Whether the memory is asked for more between scores and values, where otherwise it would wait.
     const BETWEEN: bool = false;
 
+    /// Rows of a full tile in the prefill form, at most [`MAX_TILE_ROWS`].
+    fn prefill_rows() -> usize {
+        Self::Level::TILE_ROWS
+    }
+
     /// Copy `rows` queries from `first` on to `to`, at most `rows * padded(head_dim)` elements.
     unsafe fn pack(
         problem: &Problem<'_>,
@@ -54,6 +59,9 @@ pub(super) struct Floats<S, E>(PhantomData<(S, E)>);
 impl<S: Simd, E: Element> Kind for Floats<S, E> {
     type Level = S;
 
+    fn prefill_rows() -> usize {
+        S::panel_tile().0
+    }
     unsafe fn pack(
         problem: &Problem<'_>,
         sequence: &Sequence,

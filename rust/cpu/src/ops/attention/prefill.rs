@@ -3,6 +3,7 @@
 
 use std::ptr::null;
 
+use super::ahead::LINE;
 use super::decode::{clip, split_keys};
 use super::kind::Kind;
 use super::plan::Segment;
@@ -36,32 +37,50 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
     };
     let positions = (sequence.first_position() + begin, sequence.first_position() + end - 1);
     let dim = padded(problem.head_dim());
-    // SAFETY: the caller's duties; the scratch holds a span and a split.
-    unsafe {
-        each_tile::<K::Level>(span.rows, |row, rows| {
-            let to = own.queries.add(row * dim);
-            K::pack(problem, &sequence, kv_head, span.first + row, rows, to);
-        });
-        let splits = problem.keys_of(positions.0).0 / problem.split..=positions.1 / problem.split;
-        for split in splits {
-            let (cached, range) = split_keys(problem, &sequence, kv_head, split, positions);
+    let (first, last) = (problem.keys_of(positions.0).0 / problem.split, positions.1 / problem.split);
+    for split in first..=last {
+        let (cached, range) = split_keys(problem, &sequence, kv_head, split, positions);
+        // SAFETY: the caller's duties; the scratch holds a span and a split.
+        unsafe {
             let keys = K::prepare(problem, own, cached, range);
-            each_tile::<K::Level>(span.rows, |row, rows| {
-                one_tile::<K>(problem, own, &span, &keys, row, rows)
+            each_tile::<K>(span.rows, |row, rows| {
+                if split == first {
+                    let to = own.queries.add(row * dim);
+                    K::pack(problem, &sequence, kv_head, span.first + row, rows, to);
+                    ask_for::<K::Level>(problem, &span, row + rows, rows);
+                }
+                one_tile::<K>(problem, own, &span, &keys, row, rows);
             });
         }
-        for row in 0..span.rows {
-            let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);
+    }
+    for row in 0..span.rows {
+        let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);
+        // SAFETY: as above; the unit's results are this worker's alone.
+        unsafe {
             let [_, l] = own.sums.add(2 * row).cast::<[f32; 2]>().read();
             K::Level::divide(own.run.add(row * dim), l, problem.result(token, head));
         }
     }
 }
 
-fn each_tile<S: Simd>(rows: usize, mut work: impl FnMut(usize, usize)) {
+/// Prefetch the queries of `rows` rows from `row` on, which another worker may have written: the tile before theirs hides
+/// how long they take.
+fn ask_for<S: Simd>(problem: &Problem<'_>, span: &Span<'_>, row: usize, rows: usize) {
+    for row in row..span.rows.min(row + rows) {
+        let (token, _, head) = locate(problem, span.sequence, span.kv_head, span.first + row);
+        for line in problem.query(token, head).chunks(LINE / size_of::<f32>()) {
+            // SAFETY: prefetching has no requirements; the level is the caller's.
+            unsafe { S::prefetch(line.as_ptr().cast()) };
+        }
+    }
+}
+
+/// Call `work` with the first row and the rows of each tile.
+fn each_tile<K: Kind>(rows: usize, mut work: impl FnMut(usize, usize)) {
+    let full = K::prefill_rows();
     let mut row = 0;
     while row < rows {
-        let count = tile_rows::<S>(rows - row);
+        let count = tile_rows(full, rows - row);
         work(row, count);
         row += count;
     }
@@ -132,7 +151,8 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
     (begin, end): (usize, usize),
 ) -> Keys {
     let (head_dim, start) = (problem.head_dim(), cached.start);
-    let group = S::KEY_VECTORS * LANES;
+    let most = S::panel_tile().1;
+    let group = most * LANES;
     let mut at = [null(); 3 * PIECES];
     (at[0], at[1]) = (own.keys.cast_const().cast(), own.values.cast_const().cast());
     let keys = Keys {
@@ -144,12 +164,12 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
         at,
         ahead: 0,
         between: 0,
-        vectors: S::KEY_VECTORS,
+        vectors: most,
         k_step: group * head_dim,
         k_stride: group,
         v_stride: value_stride(head_dim),
     };
-    let vectors = S::KEY_VECTORS.min(cached.vectors);
+    let vectors = most.min(cached.vectors);
     let k_shape = Widen { vectors, from_stride: cached.k_stride, to_stride: group };
     let v_shape =
         Widen { vectors: padded(head_dim) / LANES, from_stride: cached.v_stride, to_stride: keys.v_stride };

@@ -18,6 +18,9 @@ pub(super) const MAX_TILE_ROWS: usize = 12;
 /// Most vectors of keys that are scored together on any level.
 pub(super) const MAX_KEY_VECTORS: usize = 2;
 
+/// Most rows of a tile that covers more than [`MAX_KEY_VECTORS`] vectors of widened keys, of which none covers more than 4.
+pub(super) const WIDE_TILE_ROWS: usize = 6;
+
 /// Arguments of [`Simd::qk`]: scores of R query rows against a group of keys.
 #[derive(Clone, Copy)]
 pub(super) struct QkArgs {
@@ -48,6 +51,8 @@ pub(super) struct PvArgs {
     /// `[R]` rows to add to, `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
+    /// Whether the sums start from zero and not from `out`.
+    pub(super) first: bool,
 }
 
 /// An instruction level.
@@ -60,10 +65,12 @@ pub(super) trait Simd: 'static {
     type V: Copy;
     /// Rows of a full tile.
     const TILE_ROWS: usize;
-    /// Vectors of keys that a full tile covers.
-    const KEY_VECTORS: usize;
     /// Accumulators that fit the register file.
     const ACCUMULATORS: usize;
+
+    /// Rows of a full tile over widened keys and values, at most [`MAX_TILE_ROWS`], and the vectors of keys that it covers,
+    /// up to 4 of them: more than [`MAX_KEY_VECTORS`] for at most [`WIDE_TILE_ROWS`] rows.
+    fn panel_tile() -> (usize, usize);
 
     /// How many of `vectors` vectors of keys, a power of two, `rows` rows are scored against at once.
     fn key_vectors(rows: usize, vectors: usize) -> usize {

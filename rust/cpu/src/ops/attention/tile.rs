@@ -1,11 +1,13 @@
 //! A few query rows against one split of keys and values, wherever these lie.
 
+use std::arch::x86_64::*;
+
 use super::SPLIT;
 use super::ahead::{Ahead, LINE};
 use super::kernels::{SCORE_STRIDE, Scores};
 use super::problem::{Problem, Sequence};
 use super::scratch::padded;
-use super::simd::{Element, LANES, MAX_TILE_ROWS, PvArgs, QkArgs, Simd};
+use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, PvArgs, QkArgs, Simd, WIDE_TILE_ROWS};
 
 /// Pieces of a split, at most.
 pub(super) const PIECES: usize = SPLIT / LANES;
@@ -65,15 +67,15 @@ pub(super) struct Tile {
     pub(super) sums: [(f32, f32); MAX_TILE_ROWS],
 }
 
-/// Call `$call` with the constant `$rows` equal to `$value`: up to 8, or a whole tile.
+/// Call `$call` with the constant `$rows` equal to `$value`: up to 8, or a whole tile; or else one of those given.
 macro_rules! with_rows {
     ($value:expr, $rows:ident => $call:expr) => {
-        with_rows!($value, $rows => $call, 1 2 3 4 5 6 7 8)
+        with_rows!($value, $rows => $call, 1 2 3 4 5 6 7 8, $crate::ops::attention::simd::MAX_TILE_ROWS)
     };
-    ($value:expr, $rows:ident => $call:expr, $($count:literal)*) => {
+    ($value:expr, $rows:ident => $call:expr, $($count:literal)*, $most:expr) => {
         match $value {
             $($count => { const $rows: usize = $count; $call })*
-            _ => { const $rows: usize = $crate::ops::attention::simd::MAX_TILE_ROWS; $call }
+            _ => { const $rows: usize = $most; $call }
         }
     };
 }
@@ -87,9 +89,9 @@ pub(super) fn seen(tile: &Tile) -> Option<std::ops::Range<usize>> {
     Some(from..tile.rows - hidden)
 }
 
-/// How many of `left` rows the next tile takes: a number that `with_rows` knows.
-pub(super) fn tile_rows<S: Simd>(left: usize) -> usize {
-    if left >= S::TILE_ROWS { S::TILE_ROWS } else { left.min(8) }
+/// How many of `left` rows the next tile takes, of `full` at most: a number that `with_rows` knows.
+pub(super) fn tile_rows(full: usize, left: usize) -> usize {
+    if left >= full { full } else { left.min(8) }
 }
 
 /// Scores, softmax and values of one tile and one split.
@@ -101,16 +103,18 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     // SAFETY: the caller's duty.
-    unsafe { score::<S, E>(head_dim, keys, tile, (begin, end)) };
-    let dim = padded(head_dim);
-    // SAFETY: the caller's duty.
-    unsafe { softmax::<S>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]) };
-    for row in rows.clone() {
-        // SAFETY: the caller's duty.
-        unsafe { std::slice::from_raw_parts_mut(tile.out.add(row * tile.out_stride), dim).fill(0.0) };
+    unsafe {
+        if E::PREFETCH {
+            score::<S, E>(head_dim, keys, tile, (begin, end));
+        } else {
+            score_panel::<S>(head_dim, keys, tile, (begin, end));
+        }
     }
     // SAFETY: the caller's duty.
-    unsafe { add_values::<S, E>(dim, keys, tile, rows) };
+    unsafe {
+        softmax::<S>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]);
+        add_values::<S, E>(padded(head_dim), keys, tile, rows);
+    }
 }
 
 /// Softmax of a tile's rows; the scores of row r are multiplied by `factors[r]` first.
@@ -135,28 +139,26 @@ pub(super) fn fewest(most: usize, left: usize) -> usize {
     left.div_ceil(LANES).next_power_of_two().min(most)
 }
 
-/// Scores of all rows against keys `begin..end`, in whole groups of keys.
+/// Scores of all rows against keys `begin..end` in memory, in whole groups of keys.
 unsafe fn score<S: Simd, E: Element>(
     head_dim: usize,
     keys: &Keys,
     tile: &Tile,
     (begin, end): (usize, usize),
 ) {
-    let most = if E::PREFETCH { S::key_vectors(tile.rows, keys.vectors) } else { keys.vectors };
+    let most = S::key_vectors(tile.rows, keys.vectors);
     let mut position = begin - (begin - keys.start) % (most * LANES);
     while position < end {
-        // A panel is laid out in whole groups.
-        let vectors = if E::PREFETCH { fewest(most, end - position) } else { most };
-        let group = vectors * LANES;
+        let vectors = fewest(most, end - position);
         let (piece, offset) = keys.piece(position);
-        let inside = if E::PREFETCH { offset } else { offset / group * keys.k_step } * E::BYTES;
+        let inside = offset * E::BYTES;
         let from = keys.at[piece];
         let args = QkArgs {
             q: tile.queries,
             dim: head_dim,
             keys: from.wrapping_add(inside),
             k_stride: keys.k_stride,
-            ahead: E::PREFETCH.then(|| {
+            ahead: Some({
                 let shape = (head_dim, keys.k_stride * E::BYTES);
                 Ahead::new(from, keys.at[piece + keys.ahead], shape).at_byte(inside)
             }),
@@ -167,6 +169,34 @@ unsafe fn score<S: Simd, E: Element>(
             match vectors {
                 1 => with_rows!(tile.rows, R => S::qk::<E, R, 1>(&args)),
                 _ => with_rows!(tile.rows, R => S::qk::<E, R, 2>(&args)),
+            }
+        }
+        position += vectors * LANES;
+    }
+}
+
+/// As [`score`] against a panel, where keys lie in whole groups.
+unsafe fn score_panel<S: Simd>(head_dim: usize, keys: &Keys, tile: &Tile, (begin, end): (usize, usize)) {
+    let group = keys.vectors * LANES;
+    let mut position = begin - (begin - keys.start) % group;
+    while position < end {
+        let vectors = (end - position).div_ceil(LANES).min(keys.vectors);
+        let place = position - keys.start;
+        let args = QkArgs {
+            q: tile.queries,
+            dim: head_dim,
+            keys: keys.at[0].wrapping_add(place / group * keys.k_step * Panel::BYTES),
+            k_stride: keys.k_stride,
+            ahead: None,
+            scores: tile.scores.wrapping_add(place),
+        };
+        // SAFETY: the caller's duty.
+        unsafe {
+            match vectors {
+                1 => with_rows!(tile.rows, R => S::qk::<Panel, R, 1>(&args)),
+                2 => with_rows!(tile.rows, R => S::qk::<Panel, R, 2>(&args)),
+                3 => with_rows!(tile.rows, R => S::qk::<Panel, R, 3>(&args), 1 2 3 4 5, WIDE_TILE_ROWS),
+                _ => with_rows!(tile.rows, R => S::qk::<Panel, R, 4>(&args), 1 2 3 4 5, WIDE_TILE_ROWS),
             }
         }
         position += group;
@@ -186,28 +216,30 @@ unsafe fn add_values<S: Simd, E: Element>(
     unsafe {
         if rows.len() < tile.rows || low >= high {
             for row in rows {
-                add_run::<S, E>(dim, keys, tile, row, 1, tile.ranges[row]);
+                add_run::<S, E>(dim, keys, tile, (row, 1), tile.ranges[row], true);
             }
             return;
         }
-        for row in rows.clone() {
-            add_run::<S, E>(dim, keys, tile, row, 1, (tile.ranges[row].0, low));
+        let first = tile.ranges[rows.start].0;
+        for row in rows.clone().filter(|_| first < low) {
+            std::slice::from_raw_parts_mut(tile.out.add(row * tile.out_stride), dim).fill(0.0);
+            add_run::<S, E>(dim, keys, tile, (row, 1), (tile.ranges[row].0, low), false);
         }
-        add_run::<S, E>(dim, keys, tile, 0, tile.rows, (low, high));
+        add_run::<S, E>(dim, keys, tile, (0, tile.rows), (low, high), first == low);
         for row in rows {
-            add_run::<S, E>(dim, keys, tile, row, 1, (high, tile.ranges[row].1));
+            add_run::<S, E>(dim, keys, tile, (row, 1), (high, tile.ranges[row].1), false);
         }
     }
 }
 
-/// Add the values of keys `begin..end` to `count` rows from `row` on.
+/// Add the values of keys `begin..end` to `count` rows from `row` on, or to zero where they are the `first` of these.
 unsafe fn add_run<S: Simd, E: Element>(
     dim: usize,
     keys: &Keys,
     tile: &Tile,
-    row: usize,
-    count: usize,
+    (row, count): (usize, usize),
     (begin, end): (usize, usize),
+    first: bool,
 ) {
     let mut position = begin;
     while position < end {
@@ -224,6 +256,7 @@ unsafe fn add_run<S: Simd, E: Element>(
                 .then(|| Ahead::new(values, keys.at[index + keys.ahead], (offset + here, row_bytes))),
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
+            first: first && position == begin,
         };
         // SAFETY: the caller's duty.
         unsafe { with_rows!(count, R => pv_rows::<S, E, R>(args, dim / LANES)) };
@@ -286,25 +319,76 @@ pub(super) unsafe fn pack_queries(
     rows: usize,
     to: *mut f32,
 ) {
+    let dim = problem.head_dim();
     let query = |row: usize| {
         let (row, _, head) = locate(problem, sequence, kv_head, first + row);
-        problem.query(row, head)
+        problem.query(row, head).as_ptr()
     };
     let mut row = 0;
     while row < rows {
-        if row + 4 <= rows {
-            let four = query(row).iter().zip(query(row + 1)).zip(query(row + 2)).zip(query(row + 3));
-            for (d, (((a, b), c), e)) in four.enumerate() {
-                // SAFETY: four rows fit; the caller's duty.
-                unsafe { to.add(d * rows + row).cast::<[f32; 4]>().write_unaligned([*a, *b, *c, *e]) };
+        let left = rows - row;
+        // SAFETY: queries hold a head; the room is the caller's duty.
+        unsafe {
+            let to = to.add(row);
+            if left >= 4 {
+                interleave_four([0, 1, 2, 3].map(|index| query(row + index)), dim, to, rows);
+                row += 4;
+            } else if left >= 2 {
+                interleave_two([query(row), query(row + 1)], dim, to, rows);
+                row += 2;
+            } else {
+                interleave([query(row)], 0, dim, to, rows);
+                row += 1;
             }
-            row += 4;
-        } else {
-            for (d, q) in query(row).iter().enumerate() {
-                // SAFETY: the caller's duty.
-                unsafe { *to.add(d * rows + row) = *q };
-            }
-            row += 1;
         }
+    }
+}
+
+/// Element d of row r goes to `to[d * stride + r]`, from d = `first` on.
+unsafe fn interleave<const R: usize>(
+    rows: [*const f32; R],
+    first: usize,
+    dim: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    for d in first..dim {
+        for (index, row) in rows.iter().enumerate() {
+            // SAFETY: `dim` elements in each row and that room are the caller's duty.
+            unsafe { *to.add(d * stride + index) = *row.add(d) };
+        }
+    }
+}
+
+/// As [`interleave`] from 0 on, four elements at a time.
+unsafe fn interleave_four(rows: [*const f32; 4], dim: usize, to: *mut f32, stride: usize) {
+    let whole = dim / 4 * 4;
+    // SAFETY: the caller's duty; SSE is part of the architecture.
+    unsafe {
+        for d in (0..whole).step_by(4) {
+            let [mut a, mut b, mut c, mut e] = rows.map(|row| _mm_loadu_ps(row.add(d)));
+            _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut e);
+            for (step, x) in [a, b, c, e].into_iter().enumerate() {
+                _mm_storeu_ps(to.add((d + step) * stride), x);
+            }
+        }
+        interleave(rows, whole, dim, to, stride);
+    }
+}
+
+/// As [`interleave_four`].
+unsafe fn interleave_two(rows: [*const f32; 2], dim: usize, to: *mut f32, stride: usize) {
+    let whole = dim / 4 * 4;
+    // SAFETY: the caller's duty; SSE is part of the architecture.
+    unsafe {
+        for d in (0..whole).step_by(4) {
+            let [a, b] = rows.map(|row| _mm_loadu_ps(row.add(d)));
+            for (step, x) in [_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b)].into_iter().enumerate() {
+                let to = to.add((d + 2 * step) * stride);
+                _mm_storel_pd(to.cast(), _mm_castps_pd(x));
+                _mm_storeh_pd(to.add(stride).cast(), _mm_castps_pd(x));
+            }
+        }
+        interleave(rows, whole, dim, to, stride);
     }
 }
