@@ -7,11 +7,10 @@
 use std::ops::Range;
 
 use super::simd::Simd;
+use super::tuning::Reach;
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
-/// Bytes between a read and its prefetch. On Zen 5 4 and 8 KiB are best; 2 KiB lose 7 % of the bandwidth, 16 KiB 4 %.
-const DISTANCE: usize = 8 << 10;
 
 /// Prefetches in step with reads over the rows of a piece: at first in the same piece, then in a later one.
 #[derive(Clone, Copy)]
@@ -21,26 +20,29 @@ pub(super) struct Ahead {
     /// What row 0 would prefetch, of either.
     near: *const u8,
     far: *const u8,
+    /// [`Reach::cache`].
+    cache: Option<usize>,
 }
 
 impl Ahead {
     /// Pieces of `bytes` bytes from one that is read to the later one.
-    pub(super) fn pieces(bytes: usize) -> usize {
-        (DISTANCE / bytes).max(1)
+    pub(super) fn pieces(reach: Reach, bytes: usize) -> usize {
+        (reach.memory / bytes).max(1)
     }
 
-    /// Pieces of `bytes` bytes to prefetch between scores and values, about as many as [`DISTANCE`]: more lose again what
-    /// that gains.
-    pub(super) fn between(bytes: usize) -> usize {
-        DISTANCE.div_ceil(bytes)
+    /// Pieces of `bytes` bytes to prefetch between scores and values, about as many as [`Reach::memory`]: more lose again
+    /// what that gains.
+    pub(super) fn between(reach: Reach, bytes: usize) -> usize {
+        reach.memory.div_ceil(bytes)
     }
 
     /// Beside the `rows` rows of `row` bytes at `from`; `later` is where the later piece has its rows.
     #[inline]
-    pub(super) fn new(from: *const u8, later: *const u8, (rows, row): (usize, usize)) -> Self {
-        let between = (DISTANCE / row).max(1);
+    pub(super) fn new(reach: Reach, from: *const u8, later: *const u8, (rows, row): (usize, usize)) -> Self {
+        let between = (reach.memory / row).max(1);
         let turn = rows.saturating_sub(between);
-        Self { turn, near: from.wrapping_add(between * row), far: later.wrapping_sub(turn * row) }
+        let (near, far) = (from.wrapping_add(between * row), later.wrapping_sub(turn * row));
+        Self { turn, near, far, cache: reach.cache }
     }
 
     /// The same from byte `byte` of each row on.
@@ -48,12 +50,28 @@ impl Ahead {
     pub(super) fn at_byte(self, byte: usize) -> Self {
         Self { near: self.near.wrapping_add(byte), far: self.far.wrapping_add(byte), ..self }
     }
+
+    /// Prefetch what goes with a line that is read: the one at `to_come` is of [`parts`].
+    #[inline(always)]
+    pub(super) fn ask<S: Simd>(self, read: *const u8, to_come: *const u8) {
+        // SAFETY: hints, valid for any address.
+        unsafe {
+            match self.cache {
+                None => S::prefetch(to_come),
+                // Behind the end of a run lie others of the same sequence.
+                Some(bytes) => {
+                    S::prefetch_outer(to_come);
+                    S::prefetch(read.wrapping_add(bytes));
+                }
+            }
+        }
+    }
 }
 
 /// Rows `begin..end` in two parts, each with what its row 0 would prefetch.
 #[inline(always)]
 pub(super) fn parts(ahead: Option<Ahead>, begin: usize, end: usize) -> [(Range<usize>, *const u8); 2] {
-    let Some(Ahead { turn, near, far }) = ahead else {
+    let Some(Ahead { turn, near, far, .. }) = ahead else {
         return [(begin..end, std::ptr::null()), (end..end, std::ptr::null())];
     };
     let turn = turn.clamp(begin, end);
@@ -94,16 +112,18 @@ impl Lines {
 mod tests {
     use super::*;
 
+    const REACH: Reach = Reach { memory: 8 << 10, cache: None };
+
     #[test]
     fn every_byte_is_prefetched_once_and_at_the_distance() {
         for (rows, row) in [(64, 256), (32, 512), (64, 128), (16, 64), (5, 4096), (1, 16384), (2, 16384)] {
             let bytes = rows * row;
-            let memory = vec![0u8; 12 * bytes.max(DISTANCE)];
-            let later = Ahead::pieces(bytes);
+            let memory = vec![0u8; 12 * bytes.max(REACH.memory)];
+            let later = Ahead::pieces(REACH, bytes);
             let piece = |index: usize| memory[index * bytes..].as_ptr();
             let mut seen = Vec::new();
             for index in 0..3 {
-                let ahead = Ahead::new(piece(index), piece(index + later), (rows, row));
+                let ahead = Ahead::new(REACH, piece(index), piece(index + later), (rows, row));
                 for (range, base) in
                     [parts(Some(ahead), 0, rows / 2), parts(Some(ahead), rows / 2, rows)].concat()
                 {
@@ -116,7 +136,10 @@ mod tests {
                 (0..3 * rows).map(|step| distance + step * row).collect::<Vec<_>>(),
                 "{rows} {row}"
             );
-            assert!(distance <= DISTANCE.max(row) && 2 * distance > DISTANCE, "{rows} {row}: {distance}");
+            assert!(
+                distance <= REACH.memory.max(row) && 2 * distance > REACH.memory,
+                "{rows} {row}: {distance}"
+            );
         }
     }
 }

@@ -197,6 +197,11 @@ impl Simd for Avx2 {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_outer(at: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn transpose(x: [Pair; LANES]) -> [Pair; LANES] {

@@ -47,6 +47,25 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16_pair(from: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller's duty.
+        unsafe {
+            // Even elements, then odd ones: no permutation, which takes the port of half the multiply-adds.
+            let both = _mm512_loadu_si512(from.cast());
+            let odd = _mm512_and_si512(both, _mm512_set1_epi32(!0xffff));
+            [_mm512_slli_epi32::<16>(both), odd].map(|x| _mm512_castsi512_ps(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pair_in_order([even, odd]: [__m512; 2]) -> [__m512; 2] {
+        // SAFETY: the level is the caller's duty.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [low, high].map(|places| _mm512_permutex2var_ps(even, places, odd))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m512) {
         // SAFETY: the caller's duty.
         unsafe { _mm512_storeu_ps(to, x) }
@@ -139,6 +158,11 @@ impl Simd for Avx512 {
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a hint, valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_outer(at: *const u8) {
+        // SAFETY: a hint, valid for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use super::problem::{Problem, Sequence};
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::tuning::Reach;
 
 /// Places for the packed queries of a head in a worker's scratch, at most.
 const PLACES: usize = 16;
@@ -29,6 +30,7 @@ fn cached_keys(
     let first = begin / tile * tile;
     let vectors = MAX_KEY_VECTORS.min(tile / LANES);
     let piece_bytes = tile * problem.pool.dtype().head_bytes(problem.head_dim());
+    let reach = Reach::own();
     let mut keys = Keys {
         start,
         first,
@@ -36,7 +38,8 @@ fn cached_keys(
         shift: tile.ilog2(),
         pieces: 0,
         at: [null(); 3 * PIECES],
-        ahead: Ahead::pieces(piece_bytes).min(PIECES),
+        reach,
+        ahead: Ahead::pieces(reach, piece_bytes).min(PIECES),
         between: 0,
         vectors,
         k_step: vectors * LANES,
@@ -93,7 +96,7 @@ pub(super) unsafe fn unit<K: Kind>(
     if K::BETWEEN {
         let piece_bytes = keys.len * problem.pool.dtype().head_bytes(problem.head_dim());
         let most = segment.rows.min(keys.pieces).min(PIECES - keys.ahead);
-        keys.between = Ahead::between(piece_bytes).min(most);
+        keys.between = Ahead::between(keys.reach, piece_bytes).min(most);
     }
     announce(problem, &sequence, segment, (kv_head, split), &mut keys);
     let (stride, dim) = (slot_stride(problem.head_dim()), padded(problem.head_dim()));

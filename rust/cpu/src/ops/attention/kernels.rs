@@ -38,7 +38,10 @@ pub(super) unsafe fn qk<S: Simd, E: Element, const R: usize, const N: usize>(arg
                 qk_step::<S, E, R, N>(&args, d, to_come, &mut sums);
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for pair in sums.as_chunks_mut::<2>().0 {
+                *pair = E::pair_in_order::<S>(*pair);
+            }
             for (n, sum) in sums.iter().enumerate() {
                 S::store(args.scores.add(r * SCORE_STRIDE + n * LANES), *sum);
             }
@@ -58,13 +61,10 @@ unsafe fn qk_step<S: Simd, E: Element, const R: usize, const N: usize>(
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
         let offset = d * k_stride * E::BYTES;
-        let mut k = [S::splat(0.0); N];
-        for (n, k) in k.iter_mut().enumerate() {
-            *k = E::load::<S>(keys.add(offset + n * LANES * E::BYTES));
-        }
-        if ahead.is_some() {
-            for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                S::prefetch(to_come.wrapping_add(offset + line * LINE));
+        let k = E::load_all::<S, N>(keys.add(offset));
+        if let Some(ahead) = ahead {
+            for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
+                ahead.ask::<S>(keys.wrapping_add(at), to_come.wrapping_add(at));
             }
         }
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -76,7 +76,8 @@ unsafe fn qk_step<S: Simd, E: Element, const R: usize, const N: usize>(
     }
 }
 
-/// `out[r] += sum_j p[r][j] * v[j]` over N vectors of a value, keys ascending.
+/// `out[r] += sum_j p[r][j] * v[j]` over N vectors of a value, keys ascending. `out` is in the order in which
+/// [`Element::load_all`] gives a value; [`order`] ends that.
 #[inline(always)]
 pub(super) unsafe fn pv<S: Simd, E: Element, const R: usize, const N: usize>(args: &PvArgs) {
     let (begin, end) = args.keys;
@@ -122,13 +123,10 @@ unsafe fn pv_step<S: Simd, E: Element, const R: usize, const N: usize>(
     // SAFETY: the shapes are the caller's duty; prefetching has no requirements.
     unsafe {
         let offset = key * v_stride * E::BYTES;
-        let mut v = [S::splat(0.0); N];
-        for (n, v) in v.iter_mut().enumerate() {
-            *v = E::load::<S>(values.add(offset + n * LANES * E::BYTES));
-        }
-        if ahead.is_some() {
-            for line in 0..(N * LANES * E::BYTES).div_ceil(LINE) {
-                S::prefetch(to_come.wrapping_add(offset + line * LINE));
+        let v = E::load_all::<S, N>(values.add(offset));
+        if let Some(ahead) = ahead {
+            for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
+                ahead.ask::<S>(values.wrapping_add(at), to_come.wrapping_add(at));
             }
         }
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -136,6 +134,19 @@ unsafe fn pv_step<S: Simd, E: Element, const R: usize, const N: usize>(
             for (sum, v) in sums.iter_mut().zip(v) {
                 *sum = S::fma(p, v, *sum);
             }
+        }
+    }
+}
+
+/// Bring `vectors` vectors of a result in order, in place.
+#[inline(always)]
+pub(super) unsafe fn order<S: Simd, E: Element>(x: *mut f32, vectors: usize) {
+    // SAFETY: the vectors are the caller's duty.
+    unsafe {
+        for at in (0..vectors / 2).map(|pair| x.add(2 * pair * LANES)) {
+            let [low, high] = E::pair_in_order::<S>([S::load(at), S::load(at.add(LANES))]);
+            S::store(at, low);
+            S::store(at.add(LANES), high);
         }
     }
 }

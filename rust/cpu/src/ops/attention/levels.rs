@@ -22,6 +22,11 @@ macro_rules! level_kernels {
             unsafe { kernels::pv::<Self, E, R, N>(args) }
         }
         #[target_feature(enable = $features)]
+        unsafe fn order<E: Element>(x: *mut f32, vectors: usize) {
+            // SAFETY: the caller's duty.
+            unsafe { kernels::order::<Self, E>(x, vectors) }
+        }
+        #[target_feature(enable = $features)]
         unsafe fn softmax(scores: &kernels::Scores<'_>, sums: &mut [(f32, f32)]) {
             // SAFETY: the caller's duty.
             unsafe { kernels::softmax::<Self>(scores, sums) }

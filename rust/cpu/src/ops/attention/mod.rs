@@ -19,6 +19,7 @@ mod scalar;
 mod scratch;
 mod simd;
 mod store;
+mod tuning;
 
 pub use cache::{KvPool, KvType, copy_blocks, kv_store};
 pub(crate) use cache::{StorePart, kv_store_after};

@@ -11,6 +11,7 @@ use super::problem::{Problem, Sequence};
 use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::tuning::Reach;
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -162,6 +163,7 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(
         shift: usize::BITS - 1,
         pieces: 1,
         at,
+        reach: Reach::own(),
         ahead: 0,
         between: 0,
         vectors: most,

@@ -127,9 +127,9 @@ pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkAr
                 for (n, k) in k.iter_mut().enumerate().skip(1) {
                     *k = P::load_keys(keys.add(offset + n * LINE));
                 }
-                if ahead.is_some() {
-                    for n in 0..N {
-                        P::Float::prefetch(to_come.wrapping_add(offset + n * LINE));
+                if let Some(ahead) = ahead {
+                    for at in (0..N).map(|n| offset + n * LINE) {
+                        ahead.ask::<P::Float>(keys.wrapping_add(at), to_come.wrapping_add(at));
                     }
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
@@ -175,9 +175,9 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
                     for (n, v) in v.iter_mut().enumerate().skip(1) {
                         *v = P::load_values(from.add(P::PAIR_BYTES * n * LANES));
                     }
-                    if ahead.is_some() {
-                        for line in 0..(P::PAIR_BYTES * N * LANES).div_ceil(LINE) {
-                            P::Float::prefetch(to_come.wrapping_add(offset + line * LINE));
+                    if let Some(ahead) = ahead {
+                        for at in (0..P::PAIR_BYTES * N * LANES).step_by(LINE) {
+                            ahead.ask::<P::Float>(from.wrapping_add(at), to_come.wrapping_add(offset + at));
                         }
                     }
                     for (r, sums) in sums.iter_mut().enumerate() {

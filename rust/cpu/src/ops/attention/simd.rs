@@ -82,6 +82,17 @@ pub(super) trait Simd: 'static {
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn load_f16(from: *const u8) -> Self::V;
     unsafe fn load_bf16(from: *const u8) -> Self::V;
+    /// Thirty-two bf16 in the order that is cheapest to widen.
+    #[inline(always)]
+    unsafe fn load_bf16_pair(from: *const u8) -> [Self::V; 2] {
+        // SAFETY: the caller's duty.
+        unsafe { [Self::load_bf16(from), Self::load_bf16(from.add(2 * LANES))] }
+    }
+    /// What [`load_bf16_pair`](Self::load_bf16_pair) gave, in order.
+    #[inline(always)]
+    unsafe fn bf16_pair_in_order(x: [Self::V; 2]) -> [Self::V; 2] {
+        x
+    }
     unsafe fn store(to: *mut f32, x: Self::V);
     unsafe fn store_f16(to: *mut u8, x: Self::V);
     unsafe fn store_bf16(to: *mut u8, x: Self::V);
@@ -101,12 +112,15 @@ pub(super) trait Simd: 'static {
     /// Lane 0.
     unsafe fn first(x: Self::V) -> f32;
     unsafe fn prefetch(at: *const u8);
+    /// Into the second cache, not the first.
+    unsafe fn prefetch_outer(at: *const u8);
     /// Lane i of vector j becomes lane j of vector i.
     unsafe fn transpose(x: [Self::V; LANES]) -> [Self::V; LANES];
 
     // The loops of `kernels`, compiled for this level.
     unsafe fn qk<E: Element, const R: usize, const N: usize>(args: &QkArgs);
     unsafe fn pv<E: Element, const R: usize, const N: usize>(args: &PvArgs);
+    unsafe fn order<E: Element>(x: *mut f32, vectors: usize);
     unsafe fn softmax(scores: &Scores<'_>, sums: &mut [(f32, f32)]);
     unsafe fn rescale(m: f32, m_split: f32) -> (f32, f32, f32);
     unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize);
@@ -138,6 +152,37 @@ pub(super) trait Element: 'static {
 
     unsafe fn load<S: Simd>(from: *const u8) -> S::V;
     unsafe fn store<S: Simd>(to: *mut u8, x: S::V);
+
+    /// Two vectors in an order of their own, which [`pair_in_order`](Self::pair_in_order) ends.
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(from: *const u8) -> [S::V; 2] {
+        // SAFETY: the caller's duty.
+        unsafe { [Self::load::<S>(from), Self::load::<S>(from.add(LANES * Self::BYTES))] }
+    }
+
+    /// A pair of vectors, or of results that were made from some lane by lane, in order.
+    #[inline(always)]
+    unsafe fn pair_in_order<S: Simd>(x: [S::V; 2]) -> [S::V; 2] {
+        x
+    }
+
+    /// N vectors, two by two with [`load_pair`](Self::load_pair).
+    #[inline(always)]
+    unsafe fn load_all<S: Simd, const N: usize>(from: *const u8) -> [S::V; N] {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let mut all = [S::splat(0.0); N];
+            let (pairs, rest) = all.as_chunks_mut::<2>();
+            let count = 2 * pairs.len();
+            for (index, pair) in pairs.iter_mut().enumerate() {
+                *pair = Self::load_pair::<S>(from.add(2 * index * LANES * Self::BYTES));
+            }
+            for one in rest {
+                *one = Self::load::<S>(from.add(count * LANES * Self::BYTES));
+            }
+            all
+        }
+    }
 }
 
 /// f32 in the KV cache.
@@ -203,6 +248,16 @@ impl Element for Bf16 {
     unsafe fn store<S: Simd>(to: *mut u8, x: S::V) {
         // SAFETY: the caller's duty.
         unsafe { S::store_bf16(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(from: *const u8) -> [S::V; 2] {
+        // SAFETY: the caller's duty.
+        unsafe { S::load_bf16_pair(from) }
+    }
+    #[inline(always)]
+    unsafe fn pair_in_order<S: Simd>(x: [S::V; 2]) -> [S::V; 2] {
+        // SAFETY: the caller's duty.
+        unsafe { S::bf16_pair_in_order(x) }
     }
 }
 

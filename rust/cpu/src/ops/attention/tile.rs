@@ -8,6 +8,7 @@ use super::kernels::{SCORE_STRIDE, Scores};
 use super::problem::{Problem, Sequence};
 use super::scratch::padded;
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, PvArgs, QkArgs, Simd, WIDE_TILE_ROWS};
+use super::tuning::Reach;
 
 /// Pieces of a split, at most.
 pub(super) const PIECES: usize = SPLIT / LANES;
@@ -26,6 +27,8 @@ pub(super) struct Keys {
     pub(super) pieces: usize,
     /// In the order they are read: the keys of each piece, the values of each, and what the next unit begins with.
     pub(super) at: [*const u8; 3 * PIECES],
+    /// How far ahead of the reads to prefetch.
+    pub(super) reach: Reach,
     /// Pieces from one that is read to the later one that is prefetched, at most [`PIECES`].
     pub(super) ahead: usize,
     /// Pieces that are prefetched between scores and values, by which values are further ahead; as many as there are at
@@ -113,7 +116,9 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
     // SAFETY: the caller's duty.
     unsafe {
         softmax::<S>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]);
-        add_values::<S, E>(padded(head_dim), keys, tile, rows);
+        let dim = padded(head_dim);
+        add_values::<S, E>(dim, keys, tile, rows.clone());
+        rows.for_each(|row| S::order::<E>(tile.out.add(row * tile.out_stride), dim / LANES));
     }
 }
 
@@ -160,7 +165,7 @@ unsafe fn score<S: Simd, E: Element>(
             k_stride: keys.k_stride,
             ahead: Some({
                 let shape = (head_dim, keys.k_stride * E::BYTES);
-                Ahead::new(from, keys.at[piece + keys.ahead], shape).at_byte(inside)
+                Ahead::new(keys.reach, from, keys.at[piece + keys.ahead], shape).at_byte(inside)
             }),
             scores: tile.scores.wrapping_add(position - keys.start),
         };
@@ -252,8 +257,9 @@ unsafe fn add_run<S: Simd, E: Element>(
             keys: (offset, offset + here),
             values,
             v_stride: keys.v_stride,
-            ahead: E::PREFETCH
-                .then(|| Ahead::new(values, keys.at[index + keys.ahead], (offset + here, row_bytes))),
+            ahead: E::PREFETCH.then(|| {
+                Ahead::new(keys.reach, values, keys.at[index + keys.ahead], (offset + here, row_bytes))
+            }),
             out: tile.out.wrapping_add(row * tile.out_stride),
             out_stride: tile.out_stride,
             first: first && position == begin,
@@ -264,7 +270,8 @@ unsafe fn add_run<S: Simd, E: Element>(
     }
 }
 
-/// All vectors of a value, as many at once as the accumulators allow.
+/// All vectors of a value, as many at once as the accumulators allow: an even number, but for a last one, as
+/// [`Element::load_pair`] wants it.
 unsafe fn pv_rows<S: Simd, E: Element, const R: usize>(args: PvArgs, vectors: usize) {
     let most = S::ACCUMULATORS / R;
     let mut done = 0;

@@ -92,7 +92,8 @@ pub(super) unsafe fn scores<P: Products>(
             keys: from.wrapping_add(inside),
             stride,
             scales: from.wrapping_add(P::SCALE_BYTES * offset).cast(),
-            ahead: later.map(|later| Ahead::new(from, keys.at[later], (dwords, stride)).at_byte(inside)),
+            ahead: later
+                .map(|later| Ahead::new(keys.reach, from, keys.at[later], (dwords, stride)).at_byte(inside)),
             scores: tile.scores.wrapping_add(position - keys.start),
         };
         // SAFETY: the caller's duty.
@@ -140,7 +141,7 @@ pub(super) unsafe fn values<P: Products>(
             values: from,
             begin: offset / 2,
             end: until,
-            ahead: ahead.then(|| Ahead::new(from, later, (until, stride))),
+            ahead: ahead.then(|| Ahead::new(keys.reach, from, later, (until, stride))),
         };
         count += 1;
         position = to;

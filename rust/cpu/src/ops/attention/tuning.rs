@@ -1,0 +1,38 @@
+//! How a processor likes to be asked for keys and values. No result depends on it.
+
+use std::sync::OnceLock;
+
+use crate::processor::{Processor, Vendor};
+
+/// How far ahead of the reads a stream of keys and values is prefetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Bytes from a read to what the memory is asked for meanwhile.
+    pub(super) memory: usize,
+    /// Bytes from a read to what comes from the second cache into the first, where the memory is asked to fill the second
+    /// one only.
+    pub(super) cache: Option<usize>,
+}
+
+impl Reach {
+    /// What this processor likes.
+    pub(super) fn own() -> Self {
+        static OWN: OnceLock<Reach> = OnceLock::new();
+        *OWN.get_or_init(|| Self::of(Processor::own()))
+    }
+
+    /// What a processor likes.
+    ///
+    /// On Zen 5 one prefetch into the first cache does it, from 4 or 8 KiB ahead; 2 KiB lose 7 % of the bandwidth, 16 KiB
+    /// 4 %.
+    ///
+    /// A core of an Emerald Rapids waits for few lines of its first cache at a time, and for many more of its second: with
+    /// two prefetches, 8 to 16 KiB ahead into the second and 1.5 to 4 KiB ahead into the first, it reads bf16 8 to 15 %
+    /// faster than with either of them, at any distance. Other processors were not measured.
+    fn of(processor: Processor) -> Self {
+        match processor.vendor {
+            Vendor::Intel => Self { memory: 8 << 10, cache: Some(2 << 10) },
+            _ => Self { memory: 8 << 10, cache: None },
+        }
+    }
+}
