@@ -11,7 +11,8 @@ use std::ops::Range;
 use super::codes;
 use super::pairs;
 use super::simd::{self, Element, LANES};
-use super::store;
+use super::store::{self, Run, ask_for_slot, runs};
+use super::tuning::Reach;
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::pool::Worker;
@@ -293,6 +294,7 @@ pub(crate) fn kv_store_after(
         // Whole groups that are transposed together.
         many => many.next_multiple_of(LANES).min(STORE_TOKENS),
     };
+    let ahead = Reach::own().heads;
     let (chunks, mut parts) = (count.div_ceil(chunk), 1);
     while chunks * parts < wanted && heads.is_multiple_of(2 * parts) {
         parts *= 2;
@@ -300,30 +302,32 @@ pub(crate) fn kv_store_after(
     worker.share(chunks * parts, |item| {
         let (part, first) = (item % parts, item / parts * chunk);
         let tokens = first..count.min(first + chunk);
+        let heads = heads / parts * part..heads / parts * (part + 1);
+        let per_head = runs(pool, slot_mapping, tokens.clone());
+        let place = |kv_head: usize, run: &Run| {
+            let at = pool.at(layer, run.slot / pool.block_size, kv_head, run.slot % pool.block_size);
+            (at, run.slot % pool.tile())
+        };
+        let ask = |kv_head: usize| {
+            for run in per_head.clone().filter(|_| heads.contains(&kv_head)) {
+                let (at, offset) = place(kv_head, &run);
+                ask_for_slot(pool, at, offset);
+            }
+        };
+        (heads.start..heads.start + ahead).for_each(ask);
         before(&StorePart { tokens: tokens.clone(), part, parts });
-        for kv_head in heads / parts * part..heads / parts * (part + 1) {
+        for kv_head in heads.clone() {
+            if ahead > 0 {
+                ask(kv_head + ahead);
+            }
             let columns = kv_head * dim..(kv_head + 1) * dim;
-            let mut token = tokens.start;
-            while token < tokens.end {
-                let Ok(slot) = usize::try_from(slot_mapping[token]) else {
-                    token += 1;
-                    continue;
-                };
-                let at = pool.at(layer, slot / pool.block_size, kv_head, slot % pool.block_size);
-                let offset = slot % pool.tile();
-                let most = (tokens.end - token).min(pool.tile() - offset);
-                let run = token..token + consecutive(&slot_mapping[token..], most);
-                token = run.end;
+            for run in per_head.clone() {
+                let place = place(kv_head, &run);
                 // SAFETY: the offsets lie in the block; the slots are this item's alone; `isa` is supported.
-                unsafe { store_run(isa, pool, (at, offset), (k, v), run, columns.clone()) };
+                unsafe { store_run(isa, pool, place, (k, v), run.tokens, columns.clone()) };
             }
         }
     });
-}
-
-/// How many of `slots`, at most `most`, ascend one by one from the first.
-fn consecutive(slots: &[i32], most: usize) -> usize {
-    slots.iter().take(most).zip(slots[0]..).take_while(|(slot, wanted)| *slot == wanted).count()
 }
 
 /// Columns `columns` of rows `tokens`.

@@ -1,9 +1,64 @@
-//! Keys of many tokens that go to consecutive slots of one tile: sixteen tokens are transposed in registers and
-//! whole runs of a key's row are written at once.
+//! Runs of tokens that go to consecutive slots of one tile. Keys of many are transposed in registers, sixteen tokens at a
+//! time, and whole runs of a key's row are written at once; keys of few go to as many lines as they have elements.
 
+use std::ops::Range;
+
+use super::ahead::{LINE, ask_for};
+use super::cache::{KvPool, KvType, TileHead};
 use super::simd::{Element, LANES, Simd};
 use crate::isa::Isa;
 use crate::tensor::DType;
+
+/// Tokens whose slots follow each other in one tile.
+pub(super) struct Run {
+    pub(super) tokens: Range<usize>,
+    /// Of the first.
+    pub(super) slot: usize,
+}
+
+/// The runs of some tokens, without those that are not stored.
+pub(super) fn runs<'a>(
+    pool: &'a KvPool,
+    slot_mapping: &'a [i32],
+    tokens: Range<usize>,
+) -> impl Iterator<Item = Run> + Clone + 'a {
+    let mut token = tokens.start;
+    std::iter::from_fn(move || {
+        while token < tokens.end {
+            let first = token;
+            token += 1;
+            if let Ok(slot) = usize::try_from(slot_mapping[first]) {
+                let most = (tokens.end - first).min(pool.tile() - slot % pool.tile());
+                token = first + consecutive(&slot_mapping[first..], most);
+                return Some(Run { tokens: first..token, slot });
+            }
+        }
+        None
+    })
+}
+
+/// How many of `slots`, at most `most`, ascend one by one from the first.
+fn consecutive(slots: &[i32], most: usize) -> usize {
+    slots.iter().take(most).zip(slots[0]..).take_while(|(slot, wanted)| *slot == wanted).count()
+}
+
+/// Ask for the memory of the key and the value in slot `offset` of a tile, which is about to be written.
+pub(super) fn ask_for_slot(pool: &KvPool, at: TileHead, offset: usize) {
+    let tile = pool.tile();
+    // Bytes of the scales, elements of a key that lie together and tokens whose values do, bytes of an element.
+    let (scales, together, size) = match pool.dtype() {
+        KvType::Float(dtype) => (0, 1, dtype.size()),
+        KvType::Int8 => (size_of::<f32>() * tile, 4, 1),
+        KvType::Bf16Pairs => (0, 2, DType::Bf16.size()),
+    };
+    let (dim, tokens) = (pool.head_dim().next_multiple_of(together), together.min(2));
+    let scale = (scales > 0).then_some(offset * size_of::<f32>());
+    let key = (0..dim / together).map(|row| scales + (row * tile + offset) * together * size);
+    let value = scales + offset / tokens * tokens * dim * size;
+    let value = (value..value + tokens * dim * size).step_by(LINE);
+    key.chain(scale).for_each(|byte| ask_for(at.keys.wrapping_add(byte)));
+    value.chain(scale).for_each(|byte| ask_for(at.values.wrapping_add(byte)));
+}
 
 /// Keys of sixteen tokens and where they go.
 #[derive(Clone, Copy)]
