@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -47,14 +47,19 @@ impl Unpublished {
 
     /// A new file beside `path`, locked for as long as it is unpublished.
     fn create(path: &Path) -> Result<Self, PackedFault> {
-        // Random, since processes that share the folder may share their numbers, in containers.
-        let number = RandomState::new().build_hasher().finish();
-        let temporary = path.with_extension(format!("{number:016x}.tmp"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(io("cannot be made"))?;
-        // A file system without locks leaves nothing but what a killed process could not remove.
-        let _ = file.try_lock();
-        Ok(Self { file, temporary, path: path.to_owned(), is_published: false })
+        loop {
+            // Random, since processes that share the folder may share their numbers, in containers.
+            let number = RandomState::new().build_hasher().finish();
+            let temporary = path.with_extension(format!("{number:016x}.tmp"));
+            let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+            let file = file.map_err(io("cannot be made"))?;
+            // Until it is locked, another load may take it for an abandoned one, lock it and remove it. A file system without
+            // locks leaves nothing but what a killed process could not remove.
+            let is_taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            if !is_taken && temporary.exists() {
+                return Ok(Self { file, temporary, path: path.to_owned(), is_published: false });
+            }
+        }
     }
 }
 
