@@ -62,7 +62,7 @@ unsafe fn qk_step<S: Simd, E: Element, const R: usize, const N: usize>(
     unsafe {
         let offset = d * k_stride * E::BYTES;
         let k = E::load_all::<S, N>(keys.add(offset));
-        if let Some(ahead) = ahead {
+        if let Some(ahead) = ahead.filter(|_| E::PREFETCH) {
             for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
                 ahead.ask::<S>(keys.wrapping_add(at), to_come.wrapping_add(at));
             }
@@ -124,7 +124,7 @@ unsafe fn pv_step<S: Simd, E: Element, const R: usize, const N: usize>(
     unsafe {
         let offset = key * v_stride * E::BYTES;
         let v = E::load_all::<S, N>(values.add(offset));
-        if let Some(ahead) = ahead {
+        if let Some(ahead) = ahead.filter(|_| E::PREFETCH) {
             for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
                 ahead.ask::<S>(values.wrapping_add(at), to_come.wrapping_add(at));
             }

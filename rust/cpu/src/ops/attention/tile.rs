@@ -118,7 +118,9 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(head_dim: usize, scale: f32, ke
         softmax::<S>(keys, tile, rows.clone(), &[scale; MAX_TILE_ROWS]);
         let dim = padded(head_dim);
         add_values::<S, E>(dim, keys, tile, rows.clone());
-        rows.for_each(|row| S::order::<E>(tile.out.add(row * tile.out_stride), dim / LANES));
+        if E::PREFETCH {
+            rows.for_each(|row| S::order::<E>(tile.out.add(row * tile.out_stride), dim / LANES));
+        }
     }
 }
 
