@@ -25,25 +25,39 @@ from reports.taken_core import taken_core_table
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- bench:begin[^>]*-->\n).*?(<!-- bench:end -->)", re.DOTALL)
+RESULTS = ROOT / "bench" / "results"
 PLOTS = ROOT / "docs" / "plots"
 
 
-def results(kind: str) -> list[dict[str, Any]]:
-    """All committed results of a kind ("cpu", "quantized", "curves", ...), by name."""
-    return [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob(f"{kind}-*.json"))]
+def results(kind: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The committed results of a kind ("cpu", "quantized", "curves", ...) and machine, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}-*.json"))]
+
+
+def machines() -> list[Path]:
+    """Where the results of each machine are: of the usual one at the top, of others in folders of their own."""
+    return [RESULTS, *sorted(path for path in RESULTS.iterdir() if path.is_dir())]
+
+
+def of_machine(folder: Path, *, everything: bool) -> list[str]:
+    """The tables of one machine."""
+    quantized = results("quantized", folder)
+    usual = [result for result in quantized if result["quantization"] == "int4" and result["isa"] != "avx2"]
+    tables = [
+        speed_table(results("cpu", folder)),
+        long_table(quantized) if everything else wide_table(usual),
+        mixed_table(results("mixed", folder)),
+        taken_core_table(results("taken-core", folder)),
+        load_table(results("load", folder)),
+    ]
+    return [f"**{folder.name.replace('-', ' ')}**\n", *tables] if folder != RESULTS and any(tables) else tables
 
 
 def text(*, everything: bool) -> str:
     """The block of README.md, of integer weights only int4 at the best level, or with `everything` that of
     bench/README.md."""
-    quantized = results("quantized")
-    usual = [result for result in quantized if result["quantization"] == "int4" and result["isa"] != "avx2"]
     parts = (
-        speed_table(results("cpu")),
-        long_table(quantized) if everything else wide_table(usual),
-        mixed_table(results("mixed")),
-        taken_core_table(results("taken-core")),
-        load_table(results("load")),
+        *(part for folder in machines() for part in of_machine(folder, everything=everything)),
         quality_table(results("quality")),
         gpu_tables(results("gpu"), ops=everything),
         plots_shown("../docs/plots" if everything else "docs/plots"),

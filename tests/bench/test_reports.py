@@ -77,8 +77,20 @@ def test_a_level_that_was_forced_is_told_and_no_result_is_no_table() -> None:
 def test_committed_results_make_tables(everything: bool) -> None:
     text = report.text(everything=everything)
     for kind in ("cpu", "quantized", "mixed", "load", "quality"):
-        for one in report.results(kind):
+        for one in (one for folder in report.machines() for one in report.results(kind, folder)):
             assert f"| {one['model']}" in text or f"on the {one['model']} model" in text
+
+
+def test_each_machine_has_tables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PLOTS", tmp_path)
+    (tmp_path / "Other-Maker").mkdir()
+    (tmp_path / "Empty").mkdir()
+    (tmp_path / "quantized-a.json").write_text(json.dumps(result()))
+    (tmp_path / "Other-Maker" / "quantized-a.json").write_text(json.dumps(result(model="small")))
+    first, other = report.text(everything=False).split("**Other Maker**")
+    assert "| tiny int4 |" in first and "| small int4 |" not in first
+    assert "| small int4 |" in other and "| tiny int4 |" not in other and "Empty" not in other
 
 
 def test_decodes_beside_a_prompt() -> None:
