@@ -155,4 +155,25 @@ mod tests {
             );
         }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn all_lines_of_a_piece_are_asked_for_within_the_steps() {
+        use super::super::avx2::Avx2;
+
+        let memory = [0u8; 640];
+        for (bytes, steps) in [(640, 1), (640, 3), (640, 10), (640, 40), (100, 2), (32, 1)] {
+            let from = memory.as_ptr();
+            let mut lines = Lines::new(Some(&from), bytes, steps);
+            (0..steps).for_each(|_| lines.step::<Avx2>());
+            assert_eq!(
+                (lines.left, lines.at),
+                (0, from.wrapping_add(bytes / LINE * LINE)),
+                "{bytes} {steps}"
+            );
+        }
+        let mut none = Lines::new(None, 640, 2);
+        none.step::<Avx2>();
+        assert_eq!(none.left, 0);
+    }
 }

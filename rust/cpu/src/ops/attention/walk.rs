@@ -39,8 +39,12 @@ struct Turns {
 
 impl Turns {
     fn new(keys: &Keys) -> Self {
-        let asked = keys.pieces - keys.between;
-        Self { pieces: keys.pieces, asked, credit: 0, later: keys.ahead + keys.between }
+        Self::of(keys.pieces, keys.between, keys.ahead)
+    }
+
+    /// Of `pieces` pieces, `between` of which are prefetched at another time; the first is `ahead` behind them.
+    fn of(pieces: usize, between: usize, ahead: usize) -> Self {
+        Self { pieces, asked: pieces - between, credit: 0, later: ahead + between }
     }
 
     /// The piece to prefetch beside the next one, if any.
@@ -208,5 +212,28 @@ unsafe fn pv_rows<P: Products, const R: usize>(args: PvArgs<'_>, vectors: usize)
                 1
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_spread_what_is_left_for_the_keys() {
+        for pieces in 1..=8 {
+            for between in 0..=pieces {
+                let mut turns = Turns::of(pieces, between, 3);
+                let asked: Vec<_> = (0..pieces).map(|_| turns.next()).collect();
+                let named: Vec<_> = asked.iter().flatten().copied().collect();
+                assert_eq!(named, (3 + between..3 + pieces).collect::<Vec<_>>(), "{pieces} {between}");
+                // Never more than one piece behind an even pace.
+                for (read, so_far) in
+                    (1..).zip((1..=pieces).map(|read| asked[..read].iter().flatten().count()))
+                {
+                    assert_eq!(so_far, read * (pieces - between) / pieces, "{pieces} {between} {read}");
+                }
+            }
+        }
     }
 }
