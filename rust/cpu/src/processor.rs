@@ -16,8 +16,6 @@ pub(crate) struct Processor {
     pub(crate) vendor: Vendor,
     /// With the extension for families from 15 on.
     pub(crate) family: u32,
-    /// With the extension.
-    pub(crate) model: u32,
 }
 
 impl Processor {
@@ -32,7 +30,7 @@ impl Processor {
                 Self::of([name.ebx, name.edx, name.ecx], version)
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self { vendor: Vendor::Other, family: 0, model: 0 }
+            Self { vendor: Vendor::Other, family: 0 }
         })
     }
 
@@ -48,8 +46,7 @@ impl Processor {
             b"GenuineIntel" => Vendor::Intel,
             _ => Vendor::Other,
         };
-        let family = (version >> 8 & 15) + (version >> 20 & 255);
-        Self { vendor, family, model: (version >> 4 & 15) + (version >> 12 & 240) }
+        Self { vendor, family: (version >> 8 & 15) + (version >> 20 & 255) }
     }
 }
 
@@ -60,13 +57,13 @@ mod tests {
     #[test]
     fn names_and_versions_are_read_as_the_vendors_mean_them() {
         let amd = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
-        let zen5 = Processor { vendor: Vendor::Amd, family: 26, model: 2 };
+        let zen5 = Processor { vendor: Vendor::Amd, family: 26 };
         assert_eq!(Processor::of(amd, 0x00b0_0f21), zen5);
-        assert_eq!(Processor::of(amd, 0x00a1_0f11), Processor { family: 25, model: 17, ..zen5 }, "Zen 4");
+        assert_eq!(Processor::of(amd, 0x00a1_0f11), Processor { family: 25, ..zen5 }, "Zen 4");
         let intel = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
-        let ice_lake = Processor { vendor: Vendor::Intel, family: 6, model: 106 };
+        let ice_lake = Processor { vendor: Vendor::Intel, family: 6 };
         assert_eq!(Processor::of(intel, 0x0006_06a6), ice_lake);
-        assert_eq!(Processor::of(intel, 0x000c_06f2), Processor { model: 207, ..ice_lake }, "Emerald Rapids");
+        assert_eq!(Processor::of(intel, 0x000c_06f2), ice_lake, "Emerald Rapids has the same family");
         assert_eq!(Processor::of([0; 3], 0).vendor, Vendor::Other);
     }
 }

@@ -46,3 +46,18 @@ impl Tuning {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vendors_and_families_are_told_apart() {
+        let zen4 = Processor { vendor: Vendor::Amd, family: 25 };
+        assert_eq!(Tuning::of(Processor { family: 26, ..zen4 }).streams, 2, "Zen 5");
+        assert_eq!(Tuning::of(zen4).streams, 1, "Zen 4");
+        let ice_lake = Processor { vendor: Vendor::Intel, family: 6 };
+        assert_eq!(Tuning::of(ice_lake).streams, 4, "Ice Lake");
+        assert!([1, 2, 4].contains(&Tuning::get().streams));
+    }
+}
