@@ -7,6 +7,7 @@ pub mod elementwise;
 pub(crate) mod lanes;
 pub mod linear;
 pub mod norm;
+mod prefetch;
 pub mod qlinear;
 pub mod rope;
 #[cfg(test)]

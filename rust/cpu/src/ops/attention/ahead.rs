@@ -78,19 +78,6 @@ pub(super) fn parts(ahead: Option<Ahead>, begin: usize, end: usize) -> [(Range<u
     [(begin..turn, near), (turn..end, far)]
 }
 
-/// Prefetch a line that will be written.
-#[inline(always)]
-pub(super) fn ask_for(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, valid for any address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// The lines of a piece, some of them at a time.
 #[derive(Clone, Copy)]
 pub(super) struct Lines {

@@ -104,6 +104,7 @@ mod x86 {
 
     use super::LANES;
     use crate::ops::linear::transpose::transpose16;
+    use crate::ops::prefetch::prefetch;
 
     /// Thirty-two elements of a row from `first` on, times `factor` and rounded; zeros past its end.
     #[inline]
@@ -236,8 +237,8 @@ mod x86 {
         let (rows, dim) = (queries.len(), queries[0].len());
         let mask = ((1u32 << rows) - 1) as u16;
         // Rows lie far apart: ask for all of them at once.
-        for at in queries.iter().flat_map(|query| query.chunks(LANES)) {
-            _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
+        for query in queries {
+            prefetch(query.as_ptr().cast(), size_of_val(*query));
         }
         for first in (0..dim).step_by(32) {
             let words = (dim - first).min(32) / 2;

@@ -3,7 +3,6 @@
 
 use std::ptr::null;
 
-use super::ahead::LINE;
 use super::decode::{clip, split_keys};
 use super::kind::Kind;
 use super::plan::Segment;
@@ -12,6 +11,7 @@ use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
 use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
 use super::tuning::Reach;
+use crate::ops::prefetch::prefetch;
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -48,7 +48,7 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
                 if split == first {
                     let to = own.queries.add(row * dim);
                     K::pack(problem, &sequence, kv_head, span.first + row, rows, to);
-                    ask_for::<K::Level>(problem, &span, row + rows, rows);
+                    ask_for_queries(problem, &span, row + rows, rows);
                 }
                 one_tile::<K>(problem, own, &span, &keys, row, rows);
             });
@@ -66,13 +66,11 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
 
 /// Prefetch the queries of `rows` rows from `row` on, which another worker may have written: the tile before theirs hides
 /// how long they take.
-fn ask_for<S: Simd>(problem: &Problem<'_>, span: &Span<'_>, row: usize, rows: usize) {
+fn ask_for_queries(problem: &Problem<'_>, span: &Span<'_>, row: usize, rows: usize) {
     for row in row..span.rows.min(row + rows) {
         let (token, _, head) = locate(problem, span.sequence, span.kv_head, span.first + row);
-        for line in problem.query(token, head).chunks(LINE / size_of::<f32>()) {
-            // SAFETY: prefetching has no requirements; the level is the caller's.
-            unsafe { S::prefetch(line.as_ptr().cast()) };
-        }
+        let query = problem.query(token, head);
+        prefetch(query.as_ptr().cast(), size_of_val(query));
     }
 }
 

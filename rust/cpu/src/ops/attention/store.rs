@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::ahead::{LINE, ask_for};
 use super::cache::{KvPool, KvType, TileHead};
 use super::simd::{Element, LANES, Simd};
 use crate::isa::Isa;
+use crate::ops::prefetch::prefetch;
 use crate::tensor::DType;
 
 /// Tokens whose slots follow each other in one tile.
@@ -55,9 +55,9 @@ pub(super) fn ask_for_slot(pool: &KvPool, at: TileHead, offset: usize) {
     let scale = (scales > 0).then_some(offset * size_of::<f32>());
     let key = (0..dim / together).map(|row| scales + (row * tile + offset) * together * size);
     let value = scales + offset / tokens * tokens * dim * size;
-    let value = (value..value + tokens * dim * size).step_by(LINE);
-    key.chain(scale).for_each(|byte| ask_for(at.keys.wrapping_add(byte)));
-    value.chain(scale).for_each(|byte| ask_for(at.values.wrapping_add(byte)));
+    key.chain(scale).for_each(|byte| prefetch(at.keys.wrapping_add(byte), 1));
+    prefetch(at.values.wrapping_add(value), tokens * dim * size);
+    scale.into_iter().for_each(|byte| prefetch(at.values.wrapping_add(byte), 1));
 }
 
 /// Keys of sixteen tokens and where they go.

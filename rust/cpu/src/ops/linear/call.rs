@@ -6,6 +6,7 @@ use super::arrange::Tiles;
 use super::packed::{PANEL, PackedMatrix};
 use super::tile::{Chain, SPAN, Tile};
 use crate::isa::Isa;
+use crate::ops::prefetch::prefetch;
 use crate::pool::Worker;
 use crate::tensor::{DType, RowsMut};
 
@@ -65,15 +66,7 @@ pub(super) fn prefetch_start(worker: &Worker<'_>, weight: &PackedMatrix, split: 
     if panel >= weight.panels() {
         return;
     }
-    let from = weight.at(panel, 0);
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..START.min(weight.panel_bytes())).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = from;
+    prefetch(weight.at(panel, 0), START.min(weight.panel_bytes()));
 }
 
 /// What all items of one call share.

@@ -8,9 +8,9 @@ use super::call::Call;
 use super::packed::PANEL;
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::Tuning;
-use super::wide::prefetch_to_write;
 use crate::ops::elementwise::{add_lanes, glu_lanes};
 use crate::ops::lanes::{LANES, Lanes, at_every_level};
+use crate::ops::prefetch::prefetch_to_write;
 use crate::pool::Worker;
 use crate::tensor::RowsMut;
 

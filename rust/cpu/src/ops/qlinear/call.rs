@@ -8,10 +8,11 @@ use super::activations::{MAX_TILE, Tiles};
 use super::packed::{PANEL, QuantizedMatrix};
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::Tuning;
-use super::wide::{prefetch, prefetch_to_write, wide_panel_bytes, widen};
+use super::wide::{wide_panel_bytes, widen};
 use crate::isa::Isa;
 use crate::ops::elementwise::{add_lanes, glu_lanes};
 use crate::ops::lanes::{Lanes, at_every_level};
+use crate::ops::prefetch::{prefetch, prefetch_to_write};
 use crate::pool::Worker;
 use crate::tensor::RowsMut;
 

@@ -5,6 +5,7 @@
 
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use crate::isa::Isa;
+use crate::ops::prefetch::prefetch;
 use crate::quant::QuantFormat;
 
 /// Bytes of one scale.
@@ -108,31 +109,4 @@ unsafe fn walk(
             left -= here;
         }
     }
-}
-
-/// Ask for the cache lines of `bytes` bytes.
-#[inline(always)]
-pub(super) fn prefetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes);
-}
-
-/// Ask for the cache lines of `bytes` bytes that will be written.
-#[inline(always)]
-pub(super) fn prefetch_to_write(to: *mut f32, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch may point anywhere; a processor without this one takes it for no operation.
-        unsafe {
-            std::arch::asm!("prefetchw [{}]", in(reg) to.wrapping_byte_add(line), options(nostack, preserves_flags));
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (to, bytes);
 }
