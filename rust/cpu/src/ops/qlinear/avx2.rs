@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use super::kernel::{Level, for_format, panels};
 use super::packed::PANEL;
 use super::tile::Tile;
+use super::tuning::Reach;
 
 /// Products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
@@ -117,13 +118,16 @@ impl Level for Words {
         unsafe { _mm256_storeu_si256(to.cast(), x) }
     }
     #[inline(always)]
-    unsafe fn prefetch<const ONCE: bool>(at: *const u8) {
-        unsafe {
-            match ONCE {
-                true => _mm_prefetch::<_MM_HINT_NTA>(at.cast()),
-                false => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
-            }
-        }
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_outer(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_once(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
     }
 }
 
@@ -140,7 +144,7 @@ unsafe fn halves<const BITS: usize, const SPAN: usize, const SYM: bool, const WI
     // SAFETY: the caller's duty.
     unsafe {
         panels::<Words, BITS, SPAN, SYM, WIDE, 1, 2, T>(tile, 0);
-        panels::<Words, BITS, SPAN, SYM, WIDE, 1, 2, T>(&Tile { ahead: 0, ..*tile }, 2);
+        panels::<Words, BITS, SPAN, SYM, WIDE, 1, 2, T>(&Tile { reach: Reach::NONE, ..*tile }, 2);
     }
 }
 

@@ -80,13 +80,16 @@ macro_rules! shared {
             unsafe { _mm512_storeu_si512(to.cast(), x) }
         }
         #[inline(always)]
-        unsafe fn prefetch<const ONCE: bool>(at: *const u8) {
-            unsafe {
-                match ONCE {
-                    true => _mm_prefetch::<_MM_HINT_NTA>(at.cast()),
-                    false => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
-                }
-            }
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_outer(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_once(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
         }
     };
 }

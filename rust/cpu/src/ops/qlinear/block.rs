@@ -9,7 +9,7 @@
 
 use super::activations::{BLOCK_TILE, HEAD_BYTES, LINE};
 use super::blocks::Waiting;
-use super::kernel::Level;
+use super::kernel::{Level, ask_for};
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::Tile;
 use crate::quant::QuantFormat;
@@ -84,7 +84,7 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
         while left > 0 {
             let here = left.min(GROUPS_PER_BLOCK);
             let header = block_header_bytes(format, here);
-            ask::<L>(tile, block, header);
+            ask_for::<L>(tile.reach, block.wrapping_add(tile.reach.ahead), header);
             for group in 0..here {
                 between(tile.groups - left + group);
                 let scales = [0, 1].map(|part| L::load_f16(block.add(2 * (group * PANEL + part * L::WIDTH))));
@@ -107,21 +107,6 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
     }
 }
 
-/// Ask for the cache lines that are read [`Tile::ahead`] after so many bytes, if the tile asks for any.
-///
-/// # Safety
-/// The processor has the level.
-#[inline(always)]
-unsafe fn ask<L: Level>(tile: &Tile, from: *const u8, bytes: usize) {
-    if tile.ahead == 0 {
-        return;
-    }
-    for line in (0..bytes).step_by(LINE) {
-        // SAFETY: the caller's duty; a prefetch may point anywhere.
-        unsafe { L::prefetch::<false>(from.wrapping_add(tile.ahead + line)) };
-    }
-}
-
 /// Add the products of one span to the sums of all tokens.
 ///
 /// # Safety
@@ -138,14 +123,14 @@ unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
     let bytes = PART * PANEL * BITS / 8;
     // SAFETY: the parts of the span, promised by the caller.
     unsafe {
-        ask::<L>(tile, codes, bytes);
+        ask_for::<L>(tile.reach, codes.wrapping_add(tile.reach.ahead), bytes);
         let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
         if SPAN == PART {
             return pass_all::<L, BITS, true, true>(tokens, &part, at);
         }
         pass_all::<L, BITS, true, false>(tokens, &part, at);
         let codes = codes.add(bytes);
-        ask::<L>(tile, codes, bytes);
+        ask_for::<L>(tile.reach, codes.wrapping_add(tile.reach.ahead), bytes);
         let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
         pass_all::<L, BITS, false, true>(tokens, &part, Tokens { ints: at.ints.add(PART), ..at });
     }

@@ -7,7 +7,7 @@ use super::activations::BLOCK_TILE;
 use super::call::Call;
 use super::packed::PANEL;
 use super::tile::{MAX_STREAMS, Panel, Tile};
-use super::tuning::Tuning;
+use super::tuning::{Reach, Tuning};
 use crate::ops::elementwise::{add_lanes, glu_lanes};
 use crate::ops::lanes::{LANES, Lanes, at_every_level};
 use crate::ops::prefetch::prefetch_to_write;
@@ -72,9 +72,8 @@ impl Call<'_> {
                 groups: self.weight.groups(),
                 panels: [Panel::NONE; MAX_STREAMS],
                 wide: false,
-                ahead: Tuning::get().ahead,
+                reach: Reach::kept(Tuning::get().many),
                 spread: 0,
-                once: false,
                 ints: self.activations.wrapping_add(ints),
                 heads: self.activations.wrapping_add(heads),
                 out_stride: 0,

@@ -7,7 +7,7 @@ use super::Then;
 use super::activations::{MAX_TILE, Tiles};
 use super::packed::{PANEL, QuantizedMatrix};
 use super::tile::{MAX_STREAMS, Panel, Tile};
-use super::tuning::Tuning;
+use super::tuning::{Reach, Tuning};
 use super::wide::{wide_panel_bytes, widen};
 use crate::isa::Isa;
 use crate::ops::elementwise::{add_lanes, glu_lanes};
@@ -26,8 +26,8 @@ const MANY_ITEMS_PER_WORKER: usize = 16;
 const START: usize = 16 << 10;
 /// Most rows of x that stream the weights.
 const FEW: usize = 2;
-/// Most rows of x for which memory is all that weights wait for, so that they may pass the outer caches by.
-const PASSING: usize = 4;
+/// Most rows of x for which memory is all that they wait for, see [`Tuning::few`].
+const MEMORY_ALONE: usize = 4;
 /// Fewest rows of x that count as many: for them it pays to make panels of 4-bit codes wide.
 const MANY: usize = 128;
 /// Bytes of activations that stay in the second cache, beside a panel and the next one.
@@ -54,8 +54,8 @@ pub(super) struct Call<'a> {
 
 /// Where the panels of some units are read.
 enum Source {
-    /// In the matrix, prefetched so many bytes ahead, see [`Tile::spread`].
-    Packed { ahead: usize, spread: u32 },
+    /// In the matrix, and how they are prefetched, see [`Tile::spread`].
+    Packed { reach: Reach, spread: u32 },
     /// Made wide, one after another.
     Wide { from: *const u8, panel_bytes: usize },
 }
@@ -155,21 +155,24 @@ impl Call<'_> {
         std::iter::once(unit).chain(partner)
     }
 
-    /// How far ahead to prefetch weights past the outer caches; None for into them.
-    fn passing(&self) -> Option<usize> {
-        Tuning::get().passing.filter(|_| self.tiles.tokens <= PASSING && self.isa != Isa::Avx2)
+    /// How to prefetch the weights of so many panels that advance side by side.
+    fn reach(&self, streams: usize) -> Reach {
+        let Tuning { several, alone, few, .. } = Tuning::get();
+        let few = few.filter(|_| self.tiles.tokens <= MEMORY_ALONE && self.isa != Isa::Avx2);
+        few.unwrap_or(if streams > 1 { several } else { alone })
     }
 
     fn stream(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         let walk = Streams::new(worker, self.isa, self.weight, self.then, self.tiles.tokens);
-        let ahead = self.passing().unwrap_or(Tuning::get().ahead);
+        let panels = walk.streams * if self.then == Then::Glu { 2 } else { 1 };
+        let reach = self.reach(panels.min(streams(self.isa, self.tiles.tokens)));
         let work = |item: usize| {
             let (mut units, mut count) = ([0; MAX_STREAMS], 0);
             for unit in walk.units(item, worker.count()) {
                 units[count] = unit;
                 count += 1;
             }
-            self.units(&units[..count], walk.units, 0, &Source::Packed { ahead, spread: 0 });
+            self.units(&units[..count], walk.units, 0, &Source::Packed { reach, spread: 0 });
         };
         worker.share_then(walk.items, work, at_end);
     }
@@ -205,13 +208,13 @@ impl Call<'_> {
     /// of the panel after it.
     fn packed(&self, tiles: &Range<usize>, tile: usize) -> Source {
         let (panel, index) = (self.weight.panel_bytes(), tile - tiles.start);
-        let (ahead, spread) = match tiles.len() {
-            2 if self.weight.format().bits == 8 => (panel + index * panel / 2, 1),
-            _ if index == 0 => (self.passing().unwrap_or(Tuning::get().ahead), 0),
-            len if index + 1 == len => (panel, 0),
-            _ => (0, 0),
+        let (reach, spread) = match tiles.len() {
+            2 if self.weight.format().bits == 8 => (Reach::kept(panel + index * panel / 2), 1),
+            _ if index == 0 => (self.reach(1), 0),
+            len if index + 1 == len => (Reach::kept(panel), 0),
+            _ => (Reach::NONE, 0),
         };
-        Source::Packed { ahead, spread }
+        Source::Packed { reach, spread }
     }
 
     /// Share groups of units over the workers: the panels of a group are made wide and stay in the second cache, while
@@ -222,7 +225,7 @@ impl Call<'_> {
         let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
         let (units, wanted) = (self.weight.panels() / panels_per_unit, ITEMS_PER_WORKER * worker.count());
         let at_once = (WIDE_BYTES / (panels_per_unit * panel_bytes)).min(units / wanted).max(1);
-        let (items, ahead) = (units.div_ceil(at_once), Tuning::get().ahead);
+        let (items, ahead) = (units.div_ceil(at_once), Tuning::get().many);
         let parts = wanted.div_ceil(items).clamp(1, self.tiles.tokens / MANY);
         let work = |item: usize| {
             let (first, part) = (item / parts * at_once, item % parts);
@@ -274,18 +277,17 @@ impl Call<'_> {
         let mut products = [MaybeUninit::<f32>::uninit(); 2 * MAX_TILE * PANEL];
         debug_assert!(count * tokens * PANEL <= products.len() || self.then == Then::Store);
         let (ints, heads) = self.tiles.offsets(tile);
-        let (ahead, spread) = match *source {
-            Source::Packed { ahead, spread } => (ahead, spread),
-            Source::Wide { .. } => (0, 0),
+        let (reach, spread) = match *source {
+            Source::Packed { reach, spread } => (reach, spread),
+            Source::Wide { .. } => (Reach::NONE, 0),
         };
         let mut described = Tile {
             format: self.weight.format(),
             groups: self.weight.groups(),
             panels: [Panel::NONE; MAX_STREAMS],
             wide: matches!(source, Source::Wide { .. }),
-            ahead,
+            reach,
             spread,
-            once: self.passing().is_some(),
             ints: self.activations.wrapping_add(ints),
             heads: self.activations.wrapping_add(heads),
             out_stride: if self.then == Then::Store { self.out.stride() } else { count * PANEL },

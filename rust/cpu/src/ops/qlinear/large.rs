@@ -33,7 +33,6 @@ impl Call<'_> {
         let both = [unit, unit + units];
         let panels = if self.then == Then::Glu { &both[..] } else { &both[..1] };
         let (ints, heads) = self.tiles.offsets(0);
-        let passing = Tuning::get().passing_many;
         self.own_outputs(panels, 0..self.tiles.tokens);
         for (slot, panel) in panels.iter().enumerate() {
             let row = panel * PANEL;
@@ -52,9 +51,8 @@ impl Call<'_> {
                 groups: self.weight.groups(),
                 panels: [Panel::NONE; MAX_STREAMS],
                 wide: false,
-                ahead: passing.unwrap_or(Tuning::get().ahead),
+                reach: Tuning::get().large,
                 spread: 0,
-                once: passing.is_some(),
                 ints: self.activations.wrapping_add(ints),
                 heads: self.activations.wrapping_add(heads),
                 out_stride,

@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 
 use super::activations::{HEAD_BYTES, LARGE_TILE, LINE};
-use super::kernel::Level;
+use super::kernel::{Level, ask_for};
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::{Panel, Tile};
 use crate::quant::QuantFormat;
@@ -81,10 +81,10 @@ pub(super) unsafe fn many<L: Level, const SYM: bool>(tokens: usize, tile: &Tile,
             let here = left.min(GROUPS_PER_BLOCK);
             let coming = coming(tile, next, block, bytes);
             let header = block_header_bytes(format, here);
-            ask::<L>(tile, coming, header);
+            ask_for::<L>(tile.reach, coming, header);
             for group in 0..here {
                 let codes = header + group * CODE_BYTES;
-                ask::<L>(tile, coming.wrapping_add(codes), CODE_BYTES);
+                ask_for::<L>(tile.reach, coming.wrapping_add(codes), CODE_BYTES);
                 let from = panel.weights.add(block);
                 let group = Group::<L> {
                     codes: take_apart::<L>(from.add(codes)),
@@ -120,30 +120,14 @@ const fn block_bytes(format: QuantFormat, groups: usize) -> usize {
     block_header_bytes(format, groups) + groups * CODE_BYTES
 }
 
-/// What is read [`Tile::ahead`] after the panel's byte `at`: a part of the panel of `bytes` bytes, of the one that is read
+/// What is read [`Reach::ahead`](super::tuning::Reach) after the panel's byte `at`: a part of the panel of `bytes` bytes, of the one that is read
 /// next, or, where that is further away than a panel is long, of those behind it.
 fn coming(tile: &Tile, next: *const u8, at: usize, bytes: usize) -> *const u8 {
-    let (panel, place) = (&tile.panels[0], at + tile.ahead);
-    if place < bytes || tile.ahead >= bytes {
+    let (panel, place) = (&tile.panels[0], at + tile.reach.ahead);
+    if place < bytes || tile.reach.ahead >= bytes {
         panel.weights.wrapping_add(place)
     } else {
         next.wrapping_add(place - bytes)
-    }
-}
-
-/// Ask for the cache lines of so many bytes, if the tile asks for any.
-///
-/// # Safety
-/// The processor has the level.
-#[inline(always)]
-unsafe fn ask<L: Level>(tile: &Tile, from: *const u8, bytes: usize) {
-    if tile.ahead == 0 {
-        return;
-    }
-    for line in (0..bytes).step_by(LINE) {
-        let at = from.wrapping_add(line);
-        // SAFETY: the caller's duty.
-        unsafe { if tile.once { L::prefetch::<true>(at) } else { L::prefetch::<false>(at) } }
     }
 }
 

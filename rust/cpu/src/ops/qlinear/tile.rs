@@ -2,6 +2,7 @@
 
 use super::activations::{HEAD_BYTES, LINE};
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::tuning::Reach;
 use crate::quant::QuantFormat;
 
 /// Most panels that advance together.
@@ -17,12 +18,10 @@ pub(super) struct Tile {
     pub(super) panels: [Panel; MAX_STREAMS],
     /// Whether the panels are wide, see [`wide`](super::wide).
     pub(super) wide: bool,
-    /// How far ahead to prefetch weights, 0 when they lie in the cache.
-    pub(super) ahead: usize,
+    /// How to prefetch weights.
+    pub(super) reach: Reach,
     /// Of codes of 8 bits, prefetches advance by one byte where the weights advance by `1 << spread`.
     pub(super) spread: u32,
-    /// Whether what is prefetched is read once, and should pass the outer caches by.
-    pub(super) once: bool,
     /// The tile's integers, see [`activations`](super::activations).
     pub(super) ints: *const u8,
     /// The tile's heads.
