@@ -61,12 +61,9 @@ unsafe fn single<const KIND: u8, const R: usize, const T: usize>(tile: &Tile, fi
     let mut next = tile.next;
     let (mut weight, mut x) = (tile.weight.wrapping_add(8 * size * first), tile.x.cast::<f32>());
     for _ in 0..tile.cols {
-        // SAFETY: one column of weights and activations, promised by the caller; a prefetch may point anywhere.
+        // SAFETY: one column of weights and activations, promised by the caller.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.cast());
-            if KIND == F32 {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
-            }
+            tile.ask(weight, next, if KIND == F32 { 2 } else { 1 });
             let mut w = [_mm256_setzero_ps(); R];
             for part in 0..R {
                 let from = weight.add(8 * size * part);
@@ -99,10 +96,9 @@ unsafe fn pairs<const R: usize, const T: usize>(tile: &Tile, first: usize) {
     let (mut weight, mut x) = (tile.weight.wrapping_add(32 * first), tile.x.cast::<f32>());
     let keep = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     for pair in 0..tile.cols.div_ceil(2) {
-        // SAFETY: one or two columns of weights and activations, promised by the caller; a prefetch may point anywhere.
+        // SAFETY: one or two columns of weights and activations, promised by the caller.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.cast());
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
+            tile.ask(weight, next, 2);
             let mut both = [_mm256_setzero_si256(); R];
             for part in 0..R {
                 both[part] = _mm256_loadu_si256(weight.add(32 * part).cast());

@@ -57,11 +57,10 @@ unsafe fn single<const KIND: u8, const T: usize>(tile: &Tile) {
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
     let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<f32>(), tile.next);
     for _ in 0..tile.cols {
-        // SAFETY: one column of weights and activations, promised by the caller; a prefetch may point anywhere.
+        // SAFETY: one column of weights and activations, promised by the caller.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            tile.ask(weight, next, if KIND == F32 { 2 } else { 1 });
             let w = if KIND == F32 {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
                 [_mm512_loadu_ps(weight.cast()), _mm512_loadu_ps(weight.add(64).cast())]
             } else {
                 let low = _mm256_loadu_si256(weight.cast());
@@ -90,10 +89,9 @@ unsafe fn pairs<const T: usize>(tile: &Tile) {
     let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<f32>(), tile.next);
     let keep = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     for pair in 0..tile.cols.div_ceil(2) {
-        // SAFETY: one or two columns of weights and activations, promised by the caller; a prefetch may point anywhere.
+        // SAFETY: one or two columns of weights and activations, promised by the caller.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.cast());
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
+            tile.ask(weight, next, 2);
             let both = [_mm512_loadu_si512(weight.cast()), _mm512_loadu_si512(weight.add(64).cast())];
             for token in 0..T {
                 let each = _mm512_set1_ps(*x.add(token));
@@ -126,10 +124,9 @@ unsafe fn dots<const T: usize>(tile: &Tile) {
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
     let (mut weight, mut x, mut next) = (tile.weight, tile.x.cast::<i32>(), tile.next);
     for _ in 0..tile.cols.div_ceil(2) {
-        // SAFETY: a pair of columns of weights and activations, promised by the caller; a prefetch may point anywhere.
+        // SAFETY: a pair of columns of weights and activations, promised by the caller.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next.cast());
-            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
+            tile.ask(weight, next, 2);
             let w = [_mm512_loadu_si512(weight.cast()), _mm512_loadu_si512(weight.add(64).cast())];
             for token in 0..T {
                 let each = as_bf16(_mm512_set1_epi32(*x.add(token)));

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::packed::PANEL;
+use crate::ops::prefetch::{prefetch, prefetch_outer};
 
 /// Columns of one span: an output is the sum, in ascending order, of one chain per span.
 pub(super) const SPAN: usize = 512;
@@ -29,6 +30,8 @@ pub(super) struct Tile {
     pub(super) next: *const u8,
     /// Bytes from one request to the next; one goes out per column, or pair of columns of bf16.
     pub(super) next_step: usize,
+    /// Where `next` fills the second cache only: bytes ahead of the weights that are asked into the first.
+    pub(super) near: Option<usize>,
     /// `[cols][T]` f32, or for [`Chain::Dot`] `[cols / 2][T][2]` bf16.
     pub(super) x: *const u8,
     /// Columns of this span.
@@ -43,6 +46,20 @@ pub(super) struct Tile {
     pub(super) first: bool,
     /// Bias of the panel's first row, to be added after this span; null for none.
     pub(super) bias: *const f32,
+}
+
+impl Tile {
+    /// Ask for what goes with weights that are read, a number of cache lines.
+    #[inline(always)]
+    pub(super) fn ask(&self, read: *const u8, next: *const u8, lines: usize) {
+        match self.near {
+            None => prefetch(next, 64 * lines),
+            Some(near) => {
+                prefetch_outer(next, 64 * lines);
+                prefetch(read.wrapping_add(near), 64 * lines);
+            }
+        }
+    }
 }
 
 /// `tokens` tokens times one panel, in plain Rust.
