@@ -266,7 +266,7 @@ def _report(name: str, measured: list[tuple[float, Timed]], peak_gop_s: dict[str
         tok_per_s=tokens_per_step / step_ms * 1e3,
         attainable_tok_per_s=tokens_per_step / at_best_ms * 1e3 if at_best_ms else 0.0,
         step_ms=step_ms,
-        engine_ms=step_ms - sum(op.milliseconds for op in ops),
+        engine_ms=1e3 * statistics.median(run.seconds - sum(op["seconds"] for op in run.ops) for run in runs) / steps,
         ops=tuple(sorted(ops, key=lambda op: -op.milliseconds)),
     )
 

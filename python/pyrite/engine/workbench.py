@@ -107,7 +107,7 @@ class Workbench:
                 drawing.append((seq_id, epoch))
                 requests.append((row, self._sampler, int(positions[logit_rows[row]]) + 1))
         drawn = []
-        for (seq_id, epoch), sample in zip(drawing, _core.sample(logits, requests), strict=True):
+        for (seq_id, epoch), sample in zip(drawing, self._backend.sample(logits, requests), strict=True):
             if sample is None:
                 raise BackendError("the model gave no finite logit", code="model_numerics")
             drawn.append((seq_id, epoch, [sample.token_id]))
