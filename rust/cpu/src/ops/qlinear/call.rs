@@ -208,10 +208,11 @@ impl Call<'_> {
     /// of the panel after it.
     fn packed(&self, tiles: &Range<usize>, tile: usize) -> Source {
         let (panel, index) = (self.weight.panel_bytes(), tile - tiles.start);
+        let next = |ahead: usize| Reach { ahead, way: Tuning::get().next_panel };
         let (reach, spread) = match tiles.len() {
-            2 if self.weight.format().bits == 8 => (Reach::kept(panel + index * panel / 2), 1),
+            2 if self.weight.format().bits == 8 => (next(panel + index * panel / 2), 1),
             _ if index == 0 => (self.reach(1), 0),
-            len if index + 1 == len => (Reach::kept(panel), 0),
+            len if index + 1 == len => (next(panel), 0),
             _ => (Reach::NONE, 0),
         };
         Source::Packed { reach, spread }

@@ -77,6 +77,7 @@ unsafe fn ask<L: Level>(reach: Reach, to_come: *const u8) {
     unsafe {
         match reach.way {
             Way::Kept => L::prefetch(to_come),
+            Way::Outer => L::prefetch_outer(to_come),
             Way::Once => L::prefetch_once(to_come),
             Way::Twice(first_cache) => {
                 L::prefetch_outer(to_come);
