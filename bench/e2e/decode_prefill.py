@@ -190,9 +190,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Parse arguments, measure, write the JSON."""
+    from pyrite import _core
+
     options = parser(__doc__, threads=2, repeats=5)
     options.add_argument("--transformers", nargs="*", default=["bfloat16"], metavar="DTYPE")
-    options.add_argument("--roof", default="bf16", choices=["bf16", "fp32"], help="arithmetic roof of the prefill")
+    own = "bf16" if _core.cpu_info()["isa"] == "avx512bf16" else "fp32"
+    options.add_argument("--roof", default=own, choices=["bf16", "fp32"], help="arithmetic roof of the prefill")
     options.add_argument("--llama-bench", help="llama.cpp's llama-bench")
     options.add_argument("--gguf", help="the same model as BF16 GGUF")
     arguments = options.parse_args()

@@ -26,12 +26,19 @@ impl Isa {
     /// Every level, lowest first.
     pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
-    /// The level that is fastest on this processor: the highest it has, but on Intel's not [`Isa::Avx512Bf16`]. There
-    /// VPDPBF16PS does half the operations of the plain multiply-adds (Emerald Rapids: 83 against 171 Gop/s a core), and
-    /// lower levels are more exact.
+    /// The level that is fastest on this processor.
     pub fn detect() -> Self {
-        let top = if Processor::own().vendor == Vendor::Intel { Self::Avx512Vnni } else { Self::Avx512Bf16 };
+        let top = Self::top(Processor::own().vendor);
         Self::ALL.into_iter().rev().find(|isa| *isa <= top && isa.is_supported()).unwrap_or(Self::Scalar)
+    }
+
+    /// The highest level that pays: on Intel not [`Isa::Avx512Bf16`]. There VPDPBF16PS does half the operations of the plain
+    /// multiply-adds (Emerald Rapids: 83 against 171 Gop/s a core), and lower levels are more exact.
+    fn top(vendor: Vendor) -> Self {
+        match vendor {
+            Vendor::Intel => Self::Avx512Vnni,
+            Vendor::Amd | Vendor::Other => Self::Avx512Bf16,
+        }
     }
 
     /// Whether this processor can run the level.
@@ -85,5 +92,19 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_detected_level_is_the_highest_that_pays() {
+        assert_eq!(Isa::top(Vendor::Amd), Isa::Avx512Bf16);
+        assert_eq!(Isa::top(Vendor::Intel), Isa::Avx512Vnni);
+        let (own, top) = (Isa::detect(), Isa::top(Processor::own().vendor));
+        assert!(own.is_supported() && own <= top);
+        assert!(Isa::ALL.iter().all(|isa| *isa <= own || *isa > top || !isa.is_supported()));
     }
 }
