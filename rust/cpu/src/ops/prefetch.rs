@@ -1,30 +1,34 @@
 //! Asking for memory before it is used. No result depends on it.
 
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-
-/// Ask for the cache lines of `bytes` bytes.
-#[inline(always)]
-pub(super) fn prefetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes);
+/// Define a function that asks for the cache lines of so many bytes with a hint.
+macro_rules! asking {
+    ($(#[$about:meta])* $name:ident, $hint:ident) => {
+        $(#[$about])*
+        #[inline(always)]
+        pub(super) fn $name(from: *const u8, bytes: usize) {
+            #[cfg(target_arch = "x86_64")]
+            for line in (0..bytes).step_by(64) {
+                use std::arch::x86_64::{$hint, _mm_prefetch};
+                // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
+                unsafe { _mm_prefetch::<$hint>(from.wrapping_add(line).cast()) };
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = (from, bytes);
+        }
+    };
 }
 
-/// The same into the second cache, not the first.
-#[inline(always)]
-pub(super) fn prefetch_outer(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch may point anywhere, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes);
+asking! {
+    /// Ask for the cache lines of `bytes` bytes.
+    prefetch, _MM_HINT_T0
+}
+asking! {
+    /// The same into the second cache, not the first.
+    prefetch_outer, _MM_HINT_T1
+}
+asking! {
+    /// The same for bytes that are read once and need not stay in any cache.
+    prefetch_once, _MM_HINT_NTA
 }
 
 /// Ask for the cache lines of `bytes` bytes that will be written.

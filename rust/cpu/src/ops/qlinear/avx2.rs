@@ -117,18 +117,6 @@ impl Level for Words {
     unsafe fn store_ints(to: *mut i32, x: __m256i) {
         unsafe { _mm256_storeu_si256(to.cast(), x) }
     }
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_outer(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_once(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
-    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -79,18 +79,6 @@ macro_rules! shared {
         unsafe fn store_ints(to: *mut i32, x: __m512i) {
             unsafe { _mm512_storeu_si512(to.cast(), x) }
         }
-        #[inline(always)]
-        unsafe fn prefetch(at: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn prefetch_outer(at: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn prefetch_once(at: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
-        }
     };
 }
 

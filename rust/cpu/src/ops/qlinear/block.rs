@@ -9,7 +9,7 @@
 
 use super::activations::{BLOCK_TILE, HEAD_BYTES, LINE};
 use super::blocks::Waiting;
-use super::kernel::{Level, ask_for};
+use super::kernel::Level;
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::Tile;
 use crate::quant::QuantFormat;
@@ -84,7 +84,7 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
         while left > 0 {
             let here = left.min(GROUPS_PER_BLOCK);
             let header = block_header_bytes(format, here);
-            ask_for::<L>(tile.reach, block.wrapping_add(tile.reach.ahead), header);
+            tile.reach.ask_for(block.wrapping_add(tile.reach.ahead), header);
             for group in 0..here {
                 between(tile.groups - left + group);
                 let scales = [0, 1].map(|part| L::load_f16(block.add(2 * (group * PANEL + part * L::WIDTH))));
@@ -123,14 +123,14 @@ unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
     let bytes = PART * PANEL * BITS / 8;
     // SAFETY: the parts of the span, promised by the caller.
     unsafe {
-        ask_for::<L>(tile.reach, codes.wrapping_add(tile.reach.ahead), bytes);
+        tile.reach.ask_for(codes.wrapping_add(tile.reach.ahead), bytes);
         let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
         if SPAN == PART {
             return pass_all::<L, BITS, true, true>(tokens, &part, at);
         }
         pass_all::<L, BITS, true, false>(tokens, &part, at);
         let codes = codes.add(bytes);
-        ask_for::<L>(tile.reach, codes.wrapping_add(tile.reach.ahead), bytes);
+        tile.reach.ask_for(codes.wrapping_add(tile.reach.ahead), bytes);
         let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
         pass_all::<L, BITS, false, true>(tokens, &part, Tokens { ints: at.ints.add(PART), ..at });
     }

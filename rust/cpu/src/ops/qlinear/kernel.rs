@@ -5,7 +5,6 @@
 use super::activations::{HEAD_BYTES, LINE};
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::Tile;
-use super::tuning::{Reach, Way};
 use super::wide::{WIDE_SCALE_BYTES, wide_header_bytes};
 use crate::quant::QuantFormat;
 
@@ -59,47 +58,6 @@ pub(super) trait Level {
     /// Store the first `rows` lanes at `to`, after adding the same lanes of `bias` unless it is null.
     unsafe fn store(to: *mut f32, rows: usize, bias: *const f32, x: Self::Float);
     unsafe fn store_ints(to: *mut i32, x: Self::Int);
-    /// Ask for a cache line.
-    unsafe fn prefetch(at: *const u8);
-    /// Into the second cache, not the first.
-    unsafe fn prefetch_outer(at: *const u8);
-    /// For one that is read once and need not stay in any cache.
-    unsafe fn prefetch_once(at: *const u8);
-}
-
-/// Ask for the cache line of weights at `to_come`, which is [`Reach::ahead`] of what is read.
-///
-/// # Safety
-/// The processor has the level.
-#[inline(always)]
-unsafe fn ask<L: Level>(reach: Reach, to_come: *const u8) {
-    // SAFETY: the caller's duty.
-    unsafe {
-        match reach.way {
-            Way::Kept => L::prefetch(to_come),
-            Way::Outer => L::prefetch_outer(to_come),
-            Way::Once => L::prefetch_once(to_come),
-            Way::Twice(first_cache) => {
-                L::prefetch_outer(to_come);
-                L::prefetch(to_come.wrapping_sub(reach.ahead - first_cache));
-            }
-        }
-    }
-}
-
-/// The same for those of so many bytes, unless nothing is asked for.
-///
-/// # Safety
-/// The processor has the level.
-#[inline(always)]
-pub(super) unsafe fn ask_for<L: Level>(reach: Reach, to_come: *const u8, bytes: usize) {
-    if reach.ahead == 0 {
-        return;
-    }
-    for line in (0..bytes).step_by(LINE) {
-        // SAFETY: the caller's duty.
-        unsafe { ask::<L>(reach, to_come.wrapping_add(line)) };
-    }
 }
 
 /// Byte offsets in every panel of a tile.
@@ -150,7 +108,7 @@ pub(super) unsafe fn panels<
             if tile.reach.ahead > 0 {
                 for line in (0..header).step_by(LINE) {
                     for panel in &tile.panels[..S] {
-                        ask::<L>(tile.reach, panel.weights.wrapping_add(block + line + tile.reach.ahead));
+                        tile.reach.ask(panel.weights.wrapping_add(block + line + tile.reach.ahead));
                     }
                 }
             }
@@ -230,7 +188,7 @@ unsafe fn span<
         let mut sums = start::<L, BITS, SYM, S, R, T>(tile, at, heads);
         if BITS == 4 && T > STEP_BY_STEP && tile.reach.ahead > 0 {
             for line in (0..SPAN * PANEL * BITS / 8).step_by(LINE) {
-                ask::<L>(tile.reach, tile.panels[0].weights.wrapping_add(at.codes + tile.reach.ahead + line));
+                tile.reach.ask(tile.panels[0].weights.wrapping_add(at.codes + tile.reach.ahead + line));
             }
         }
         for _ in 0..steps / chunk_steps {
@@ -240,8 +198,8 @@ unsafe fn span<
                     for panel in &tile.panels[..S] {
                         let offset = if BITS == 8 { at.codes >> tile.spread } else { at.codes };
                         let ahead = panel.weights.wrapping_add(offset + tile.reach.ahead);
-                        ask::<L>(tile.reach, ahead);
-                        ask::<L>(tile.reach, ahead.wrapping_add(64));
+                        tile.reach.ask(ahead);
+                        tile.reach.ask(ahead.wrapping_add(64));
                     }
                 }
                 let mut codes = [[L::codes::<BITS>(L::splat(0)); R]; S];

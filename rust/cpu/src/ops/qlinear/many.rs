@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 
 use super::activations::{HEAD_BYTES, LARGE_TILE, LINE};
-use super::kernel::{Level, ask_for};
+use super::kernel::Level;
 use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::{Panel, Tile};
 use crate::quant::QuantFormat;
@@ -81,10 +81,10 @@ pub(super) unsafe fn many<L: Level, const SYM: bool>(tokens: usize, tile: &Tile,
             let here = left.min(GROUPS_PER_BLOCK);
             let coming = coming(tile, next, block, bytes);
             let header = block_header_bytes(format, here);
-            ask_for::<L>(tile.reach, coming, header);
+            tile.reach.ask_for(coming, header);
             for group in 0..here {
                 let codes = header + group * CODE_BYTES;
-                ask_for::<L>(tile.reach, coming.wrapping_add(codes), CODE_BYTES);
+                tile.reach.ask_for(coming.wrapping_add(codes), CODE_BYTES);
                 let from = panel.weights.add(block);
                 let group = Group::<L> {
                     codes: take_apart::<L>(from.add(codes)),
@@ -120,8 +120,8 @@ const fn block_bytes(format: QuantFormat, groups: usize) -> usize {
     block_header_bytes(format, groups) + groups * CODE_BYTES
 }
 
-/// What is read [`Reach::ahead`](super::tuning::Reach) after the panel's byte `at`: a part of the panel of `bytes` bytes, of the one that is read
-/// next, or, where that is further away than a panel is long, of those behind it.
+/// What is read [`Reach::ahead`](super::tuning::Reach) after the panel's byte `at`: a part of the panel of `bytes` bytes, of
+/// the one that is read next, or, where that is further away than a panel is long, of those behind it.
 fn coming(tile: &Tile, next: *const u8, at: usize, bytes: usize) -> *const u8 {
     let (panel, place) = (&tile.panels[0], at + tile.reach.ahead);
     if place < bytes || tile.reach.ahead >= bytes {

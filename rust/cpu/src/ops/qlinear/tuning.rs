@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use super::activations::LINE;
+use crate::ops::prefetch::{prefetch, prefetch_once, prefetch_outer};
 use crate::processor::{Processor, Vendor};
 
 /// How weights are asked for before they are read.
@@ -39,6 +41,28 @@ impl Reach {
 
     const fn twice(ahead: usize, first_cache: usize) -> Self {
         Self { ahead, way: Way::Twice(first_cache) }
+    }
+
+    /// Ask for the cache line of weights at `to_come`, [`ahead`](Self::ahead) of what is read.
+    #[inline(always)]
+    pub(super) fn ask(self, to_come: *const u8) {
+        match self.way {
+            Way::Kept => prefetch(to_come, LINE),
+            Way::Outer => prefetch_outer(to_come, LINE),
+            Way::Once => prefetch_once(to_come, LINE),
+            Way::Twice(first_cache) => {
+                prefetch_outer(to_come, LINE);
+                prefetch(to_come.wrapping_sub(self.ahead - first_cache), LINE);
+            }
+        }
+    }
+
+    /// The same for the lines of so many bytes, unless nothing is asked for.
+    #[inline(always)]
+    pub(super) fn ask_for(self, to_come: *const u8, bytes: usize) {
+        if self.ahead > 0 {
+            (0..bytes).step_by(LINE).for_each(|line| self.ask(to_come.wrapping_add(line)));
+        }
     }
 }
 
