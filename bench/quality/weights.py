@@ -91,7 +91,8 @@ def contenders() -> list[Contender]:
 
 def bits_per_weight(scheme: QuantScheme) -> float:
     """Bits of storage per weight of a matrix."""
-    return 8 * scheme.packed_bytes(1, scheme.group_size) / scheme.group_size
+    inputs = scheme.group_size * scheme.groups_per_scale
+    return 8 * scheme.packed_bytes(1, inputs) / inputs
 
 
 def layer_matrices(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -34,12 +34,12 @@ def cpu_info() -> dict[str, object]:
     Keys: `isa` (level in use), `isa_levels` (supported ones), `physical_cores` (within affinity and cgroup quota).
     """
 
-def matrix_bytes(rows: int, cols: int, *, dtype: str, quant: tuple[int, int, bool] | None = None) -> int:
+def matrix_bytes(rows: int, cols: int, *, dtype: str, quant: tuple[int, int, bool, int] | None = None) -> int:
     """Bytes that the CPU executor holds for a matrix `[rows, cols]`, padding included.
 
     Args:
         dtype: "float32", "float16" or "bfloat16", of floats.
-        quant: (bits, group_size, symmetric) of integers, which `dtype` does not matter to.
+        quant: (bits, group_size, symmetric, groups_per_scale) of integers, which `dtype` does not matter to.
 
     Raises:
         ConfigError: a value not listed here or in `quantize_tensors`, or columns that do not divide into groups.
@@ -90,6 +90,7 @@ def quantize_tensors(
     bits: int,
     group_size: int,
     symmetric: bool,
+    groups_per_scale: int,
     num_threads: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Float tensors, stacked along dimension 0, in the canonical quantized form of `quant/scheme.py`.
@@ -101,9 +102,11 @@ def quantize_tensors(
         names: matrices of F32, F16 or BF16 with the same number of columns, a multiple of `group_size`.
         bits: 4 or 8.
         group_size: 32, 64 or 128.
+        groups_per_scale: 1; or 4, for 4 bits in symmetric groups of 32.
 
     Returns:
-        codes u8 `[N, K]`, scales f16 `[N, K / group_size]`, and zeros u8 of that shape, None when symmetric.
+        codes u8 `[N, K]`, scales f16 `[N, K / group_size]` (also where groups share one), and zeros u8 of that shape,
+        None when symmetric.
 
     Raises:
         CheckpointError: a tensor is missing, of the wrong shape or dtype, or has NaN or infinite weights (code

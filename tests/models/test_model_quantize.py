@@ -80,7 +80,7 @@ def test_json_says_how():
     program = quantized("qwen3_tied")
     parameters = json.loads(program.to_json())["parameters"]
     found = {p["name"]: p["quant"] for p in parameters}
-    assert found["embedding"] == {"bits": 8, "group_size": 64, "symmetric": True}
-    assert found["layers.0.o"] == {"bits": 4, "group_size": 32, "symmetric": True}
+    assert found["embedding"] == {"bits": 8, "group_size": 64, "symmetric": True, "groups_per_scale": 1}
+    assert found["layers.0.o"] == {"bits": 4, "group_size": 32, "symmetric": True, "groups_per_scale": 4}
     assert found["final_norm"] is None
     assert all(len(p) == len(dataclasses.fields(program.parameters[0])) - 1 for p in parameters)

@@ -3,7 +3,7 @@
 `python tests/quant/golden.py` writes the file anew; do that only when the definition changes on purpose. Each line is
 a key and little-endian bytes in hex. `weight` is f32 [8, 256], `x` f32 [3, 256] and `bias` f32 [8]; for each scheme
 `NAME.codes` is u8 [8, 256], `NAME.scales` f16 and `NAME.zeros` u8 [8, 256 / group_size] (none when symmetric), and
-`NAME.matmul` f32 [3, 8].
+`NAME.matmul` f32 [3, 8]. Where groups share a scale, `NAME.scales` has one for four groups, and `NAME.multiples` is i8.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def outputs(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found[f"{name}.codes"], found[f"{name}.scales"] = matrix.codes, matrix.scales
         if matrix.zeros is not None:
             found[f"{name}.zeros"] = matrix.zeros
+        if matrix.multiples is not None:
+            found[f"{name}.multiples"] = matrix.multiples
         found[f"{name}.matmul"] = integer_matmul(given["x"], matrix, given["bias"])
     return found
 

@@ -31,14 +31,17 @@ def weights(columns: int) -> st.SearchStrategy[np.ndarray]:
 
 
 def squared_errors(matrix: QuantizedMatrix, weight: np.ndarray) -> np.ndarray:
-    """[groups] f64."""
+    """f64 of each group, or of all that share a scale."""
     difference = matrix.dequantize().astype(np.float64) - weight
-    return (difference**2).reshape(-1, matrix.scheme.group_size).sum(axis=1)
+    together = matrix.scheme.group_size * matrix.scheme.groups_per_scale
+    return (difference**2).reshape(-1, together).sum(axis=1)
 
 
 def plain(weight: np.ndarray, scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch) -> QuantizedMatrix:
     with monkeypatch.context() as patch:
         patch.setattr(reference, "FACTORS", dict.fromkeys(reference.FACTORS, (1.0,)))
+        patch.setattr(reference, "DIVISORS", reference.DIVISORS[:1])
+        patch.setattr(reference, "OFFSETS", reference.OFFSETS[:1])
         return quantize(weight, scheme)
 
 
@@ -68,7 +71,14 @@ def test_bounds(scheme: QuantScheme, data: st.DataObject):
     assert matrix.codes.dtype == np.uint8 and matrix.codes.max() <= scheme.max_code
     assert matrix.scales.dtype == np.float16 and np.isfinite(matrix.scales).all() and (matrix.scales != 0).all()
     assert (matrix.zeros is None) == scheme.symmetric
-    assert scheme.symmetric or (matrix.scales > 0).all()
+    assert (scheme.symmetric and not scheme.shared) or (matrix.scales > 0).all()
+    assert (matrix.multiples is None) != scheme.shared
+    if matrix.multiples is not None:
+        assert np.abs(matrix.multiples).min() >= 1 and np.abs(matrix.multiples).max() <= reference.LARGEST_MULTIPLE
+        exact = (
+            np.repeat(matrix.scales.astype(np.float64), 4, axis=1)[:, : matrix.multiples.shape[1]] * matrix.multiples
+        )
+        assert (matrix.group_scales() == exact).all()
     assert matrix.zeros is None or matrix.zeros.max() <= scheme.max_code
     assert np.isfinite(matrix.dequantize()).all()
 
@@ -76,7 +86,7 @@ def test_bounds(scheme: QuantScheme, data: st.DataObject):
 @every_scheme
 def test_no_worse_than_plain_rounding(scheme: QuantScheme, monkeypatch: pytest.MonkeyPatch):
     @settings(max_examples=40, deadline=None)
-    @given(weight=weights(scheme.group_size))
+    @given(weight=weights(scheme.group_size * scheme.groups_per_scale))
     def check(weight: np.ndarray) -> None:
         searched = squared_errors(quantize(weight, scheme), weight)
         rounded = squared_errors(plain(weight, scheme, monkeypatch), weight)
@@ -89,7 +99,7 @@ def test_no_worse_than_plain_rounding(scheme: QuantScheme, monkeypatch: pytest.M
 def test_the_largest_weight_of_a_symmetric_group_gets_the_lowest_code(sign: int):
     weight = sign * np.concatenate([np.linspace(-7, 7, 31), [8]]).astype(np.float32)[None]
     matrix = quantize(weight, SCHEMES["int4_g32"])
-    assert matrix.codes[0, -1] == 0 and np.sign(matrix.scales[0, 0]) == -sign
+    assert matrix.codes[0, -1] == 0 and np.sign(matrix.group_scales()[0, 0]) == -sign
     zeros = quantize(np.zeros((1, 32), np.float32), SCHEMES["int4_g32"])
     assert (zeros.scales > 0).all() and (zeros.dequantize() == 0).all()
 
@@ -111,6 +121,14 @@ def test_idempotent_where_a_group_spans_its_codes(scheme: QuantScheme, data: st.
     shape, groups = (3, 2 * scheme.group_size), (3, 2)
     codes = rng.integers(0, scheme.max_code + 1, shape).astype(np.uint8)
     codes.reshape(*groups, -1)[:, :, :2] = (0, scheme.max_code)
+    if scheme.shared:
+        # Seven significant bits, and the largest group has the largest multiple.
+        shared = np.ldexp(np.float32(rng.integers(64, 128, (3, 1))), rng.integers(-24, 5, (3, 1))).astype(np.float16)
+        multiples = rng.integers(3, 16, groups).astype(np.int8) * rng.choice(np.array([-1, 1], np.int8), groups)
+        multiples[:, 0] = 15
+        again = quantize(QuantizedMatrix(scheme, codes, shared, None, multiples).dequantize(), scheme)
+        assert (again.codes == codes).all() and (again.scales == shared).all() and (again.multiples == multiples).all()
+        return
     scales = rng.integers(1, 0x7BFF + 1, groups).astype(np.uint16).view(np.float16)  # every positive finite one
     zeros = None if scheme.symmetric else rng.integers(0, scheme.max_code + 1, groups).astype(np.uint8)
     again = quantize(QuantizedMatrix(scheme, codes, scales, zeros).dequantize(), scheme)
@@ -182,7 +200,8 @@ def test_integer_matmul_by_plain_loops(scheme: QuantScheme):
     rng = np.random.default_rng(6)
     weight, x = rng.standard_normal((3, 256)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32)
     matrix = quantize(weight, scheme)
-    span, zeros = min(64, scheme.group_size), matrix.zeros_f32()
+    span, zeros = 128 if scheme.shared else min(64, scheme.group_size), matrix.zeros_f32()
+    multiples = np.ones(zeros.shape, np.int8) if matrix.multiples is None else matrix.multiples
     for row in range(2):
         for column in range(3):
             total = np.float32(0)
@@ -190,11 +209,33 @@ def test_integer_matmul_by_plain_loops(scheme: QuantScheme):
                 part, group = x[row, start : start + span], start // scheme.group_size
                 scale = np.float32(max(abs(float(v)) for v in part)) / np.float32(127)
                 q = [int(np.rint(v / scale)) for v in part]
+                of_groups = [group + at // scheme.group_size for at in range(span)]
                 codes = [int(c) - int(zeros[column, group]) for c in matrix.codes[column, start : start + span]]
-                dot = sum(a * b for a, b in zip(q, codes, strict=True))
-                factor = scale * np.float32(matrix.scales[column, group])
+                times = [int(multiples[column, one]) for one in of_groups]
+                dot = sum(a * b * m for a, b, m in zip(q, codes, times, strict=True))
+                factor = scale * np.float32(matrix.scales[column, group // scheme.groups_per_scale])
                 total = nearest_f32(dot * Fraction(float(factor)) + Fraction(float(total)))
             assert integer_matmul(x, matrix)[row, column] == total
+
+
+def test_a_row_may_end_before_its_groups_fill_a_scale():
+    rng, scheme = np.random.default_rng(8), SCHEMES["int4_g32x4"]
+    weight, x = rng.standard_normal((5, 224)).astype(np.float32), rng.standard_normal((2, 224)).astype(np.float32)
+    matrix = quantize(weight, scheme)
+    assert matrix.scales.shape == (5, 2) and matrix.multiples is not None and matrix.multiples.shape == (5, 7)
+    filled = quantize(np.pad(weight, ((0, 0), (0, 32))), scheme)
+    assert (filled.codes[:, :224] == matrix.codes).all() and (filled.scales == matrix.scales).all()
+    assert (integer_matmul(np.pad(x, ((0, 0), (0, 32))), filled) == integer_matmul(x, matrix)).all()
+
+
+def test_shared_scales_beat_plain_rounding_with_more_bits(monkeypatch: pytest.MonkeyPatch):
+    weight = np.random.default_rng(9).standard_normal((64, 512)).astype(np.float32)
+    shared, each = SCHEMES["int4_g32x4"], SCHEMES["int4_g32"]
+    assert shared.packed_bytes(1, 512) * 18 == each.packed_bytes(1, 512) * 17
+    searched = squared_errors(quantize(weight, shared), weight).sum()
+    rounded = squared_errors(plain(weight, each, monkeypatch), weight).sum()
+    best = squared_errors(quantize(weight, each), weight).sum()
+    assert searched < 0.95 * rounded and searched < 1.04 * best
 
 
 def test_rows_do_not_depend_on_each_other():

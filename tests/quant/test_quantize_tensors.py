@@ -21,6 +21,7 @@ SCHEMES = [
     for size in (32, 64, 128)
     for symmetric in (False, True)
 ]
+SCHEMES.append(QuantScheme("int4_g32x4", 4, 32, True, groups_per_scale=4))
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,12 @@ def test_the_bytes_are_the_references(
             bits=scheme.bits,
             group_size=scheme.group_size,
             symmetric=scheme.symmetric,
+            groups_per_scale=scheme.groups_per_scale,
             num_threads=num_threads,
         )
         assert (codes.dtype, scales.dtype) == (np.uint8, np.float16)
         assert np.array_equal(codes, expected.codes)
-        assert np.array_equal(scales.view(np.uint16), expected.scales.view(np.uint16))
+        assert np.array_equal(scales.view(np.uint16), expected.group_scales().view(np.uint16))
         assert (zeros is None) == (expected.zeros is None)
         assert zeros is None or (zeros.dtype == np.uint8 and np.array_equal(zeros, expected.zeros))
 
@@ -73,7 +75,8 @@ def test_the_bytes_are_the_references(
 )
 def test_a_tensor_that_cannot_be_quantized_is_named(checkpoint: _core.Checkpoint, name: str, code: str) -> None:
     with pytest.raises(CheckpointError) as raised:
-        _core.quantize_tensors(checkpoint, ["f32", name], bits=4, group_size=64, symmetric=False, num_threads=2)
+        scheme = {"bits": 4, "group_size": 64, "symmetric": False, "groups_per_scale": 1}
+        _core.quantize_tensors(checkpoint, ["f32", name], num_threads=2, **scheme)
     assert (raised.value.code, raised.value.field) == (code, name)
 
 
@@ -83,6 +86,8 @@ def test_a_tensor_that_cannot_be_quantized_is_named(checkpoint: _core.Checkpoint
         ("bits", {"bits": 3}),
         ("group_size", {"group_size": 48}),
         ("group_size", {"group_size": 0}),
+        ("groups_per_scale", {"groups_per_scale": 2}),
+        ("groups_per_scale", {"groups_per_scale": 4}),
         ("names", {"names": []}),
         ("num_threads", {"num_threads": 0}),
     ],
@@ -90,7 +95,8 @@ def test_a_tensor_that_cannot_be_quantized_is_named(checkpoint: _core.Checkpoint
 def test_options_that_do_not_exist_are_refused(
     checkpoint: _core.Checkpoint, field: str, options: dict[str, Any]
 ) -> None:
-    good: dict[str, Any] = {"names": ["f32"], "bits": 4, "group_size": 64, "symmetric": True, "num_threads": 1}
+    scheme = {"bits": 4, "group_size": 64, "symmetric": True, "groups_per_scale": 1}
+    good: dict[str, Any] = {"names": ["f32"], "num_threads": 1, **scheme}
     chosen = {**good, **options}
     with pytest.raises(ConfigError) as raised:
         _core.quantize_tensors(checkpoint, chosen.pop("names"), **chosen)

@@ -30,7 +30,7 @@ def test_names(name: str, layers: tuple[int, int, bool], head: tuple[int, int, b
 
 def test_short_names_stand_for_full_ones():
     short = {name: found.name for name, found in QUANTIZATIONS.items() if name != found.name}
-    assert short == {"int8": "int8_g64", "int4": "int4_g32", "int4_head4": "int4_g32_head4"}
+    assert short == {"int8": "int8_g64", "int4": "int4_g32x4", "int4_head4": "int4_g32x4_head4"}
 
 
 def test_every_full_name_is_its_own():
@@ -51,20 +51,32 @@ def test_unknown_names_list_the_known_ones(name: object):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bits", 3), ("bits", True), ("group_size", 16), ("group_size", 48), ("scale_dtype", "float32")],
-)
+    [("bits", 3), ("bits", True), ("group_size", 16), ("group_size", 48), ("scale_dtype", "float32"),
+     ("groups_per_scale", 4), ("groups_per_scale", True)],
+)  # fmt: skip
 def test_bad_schemes(field: str, value: object):
     good = {"name": "x", "bits": 4, "group_size": 64, "symmetric": False}
     with pytest.raises(ConfigError, match=field):
         QuantScheme(**{**good, field: value})
 
 
+def test_only_small_symmetric_groups_of_four_bits_share_a_scale():
+    shared = {"name": "x", "bits": 4, "group_size": 32, "symmetric": True, "groups_per_scale": 4}
+    assert QuantScheme(**shared).shared
+    for field, value in (("bits", 8), ("group_size", 64), ("symmetric", False), ("groups_per_scale", 2)):
+        with pytest.raises(ConfigError, match="groups_per_scale"):
+            QuantScheme(**{**shared, field: value})
+
+
 def test_bytes():
-    assert quantization("int4").layers.packed_bytes(10, 128) == 10 * (64 + 4 * 2)
+    assert quantization("int4").layers.packed_bytes(10, 128) == 10 * (64 + 4)
+    assert quantization("int4").layers.packed_bytes(10, 160) == 10 * (80 + 2 * 4)
+    assert quantization("int4_g32").layers.packed_bytes(10, 128) == 10 * (64 + 4 * 2)
     assert quantization("int4_g64_asym").layers.packed_bytes(10, 128) == 10 * (64 + 2 * 3)
     assert quantization("int8").layers.packed_bytes(10, 128) == 10 * (128 + 2 * 2)
     assert quantization("int4_g64_asym").layers.to_dict() == {
-        "name": "int4_g64_asym", "bits": 4, "group_size": 64, "symmetric": False, "scale_dtype": "float16",
+        "name": "int4_g64_asym", "bits": 4, "group_size": 64, "symmetric": False,
+        "groups_per_scale": 1, "scale_dtype": "float16",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="multiple of 64"):
         quantization("int4_g64").layers.packed_bytes(10, 96)

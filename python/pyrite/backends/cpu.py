@@ -28,7 +28,7 @@ def matrix_bytes(parameter: Parameter, dtype: str) -> int:
     """
     quant = parameter.quant
     rows, cols = parameter.shape
-    form = None if quant is None else (quant.bits, quant.group_size, quant.symmetric)
+    form = None if quant is None else (quant.bits, quant.group_size, quant.symmetric, quant.groups_per_scale)
     return _core.matrix_bytes(rows, cols, dtype=dtype, quant=form)
 
 

@@ -103,6 +103,7 @@ def _load_integers(
         weights.source,  # type: ignore[arg-type]
         parameter.sources,
         symmetric=scheme.symmetric,
+        groups_per_scale=scheme.groups_per_scale,
         num_threads=num_threads,
         **numbers,
     )

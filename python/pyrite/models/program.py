@@ -353,7 +353,8 @@ def _parameter_json(parameter: Parameter) -> dict[str, Any]:
     data = dataclasses.asdict(parameter)
     del data["source_rows"]
     if parameter.quant is not None:
-        data["quant"] = {name: getattr(parameter.quant, name) for name in ("bits", "group_size", "symmetric")}
+        fields = ("bits", "group_size", "symmetric", "groups_per_scale")
+        data["quant"] = {name: getattr(parameter.quant, name) for name in fields}
     return data
 
 

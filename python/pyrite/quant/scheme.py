@@ -9,6 +9,8 @@ from pyrite.errors import ConfigError
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
+GROUPS_PER_SCALE = 4
+"""Groups of 32 that share a scale, in the schemes where several do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +21,15 @@ class QuantScheme:
     `[out_features, in_features / group_size]`; `zeros` u8 of the same shape, or None when symmetric, which means
     `middle` everywhere. A weight is `(code - zero) * f32(scale)`. `quant/reference.py` says how they are found.
 
+    Where four groups share a scale, `scales` is f16 `[out_features, groups / 4]`, rounded up, and `multiples` i8
+    `[out_features, groups]`, -15 to 15: a group's scale is its multiple of the one that it shares, which f16 holds.
+
     Args:
         name: of the scheme, as in `quant/schemes.py`.
         bits: 4 or 8.
-        group_size: inputs that share a scale: 32, 64 or 128.
+        group_size: inputs of a group: 32, 64 or 128.
         symmetric: whether zero is always the middle code.
+        groups_per_scale: 1; or 4, for symmetric groups of 32 of 4 bits.
         scale_dtype: "float16"; there is no other.
 
     Raises:
@@ -34,10 +40,17 @@ class QuantScheme:
     bits: int
     group_size: int
     symmetric: bool
+    groups_per_scale: int = 1
     scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("bits", BITS), ("group_size", GROUP_SIZES), ("scale_dtype", ("float16",))):
+        shared = (self.bits, self.group_size, self.symmetric) == (4, 32, True)
+        for field, allowed in (
+            ("bits", BITS),
+            ("group_size", GROUP_SIZES),
+            ("groups_per_scale", (1, GROUPS_PER_SCALE) if shared else (1,)),
+            ("scale_dtype", ("float16",)),
+        ):
             value = getattr(self, field)
             if isinstance(value, bool) or value not in allowed:
                 raise ConfigError(
@@ -57,12 +70,19 @@ class QuantScheme:
         """The zero of a symmetric scheme: 8 or 128."""
         return 2 ** (self.bits - 1)
 
+    @property
+    def shared(self) -> bool:
+        """Whether several groups share a scale."""
+        return self.groups_per_scale > 1
+
     def fits(self, in_features: int) -> bool:
         """Whether a matrix with so many inputs divides into whole groups. One that does not stays float."""
         return in_features > 0 and in_features % self.group_size == 0
 
     def packed_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes of a matrix with codes packed to `bits`, two bytes per scale and one per zero.
+
+        A scale that groups share and their multiples of it take four bytes.
 
         Raises:
             ConfigError: `in_features` does not divide into groups.
@@ -72,7 +92,8 @@ class QuantScheme:
                 "inputs do not divide into groups", got=in_features, expected=f"a multiple of {self.group_size}"
             )
         groups = in_features // self.group_size
-        return out_features * (in_features * self.bits // 8 + groups * (2 if self.symmetric else 3))
+        per_scale = 4 if self.shared else 2 if self.symmetric else 3
+        return out_features * (in_features * self.bits // 8 + -(-groups // self.groups_per_scale) * per_scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, one per field."""
@@ -81,5 +102,6 @@ class QuantScheme:
             "bits": self.bits,
             "group_size": self.group_size,
             "symmetric": self.symmetric,
+            "groups_per_scale": self.groups_per_scale,
             "scale_dtype": self.scale_dtype,
         }

@@ -18,10 +18,7 @@ use pyrite_cpu::probe::PeakKind;
 use pyrite_cpu::quant::{QuantFormat, quantize_row};
 
 /// What `int4` and `int8` are.
-const FORMATS: [QuantFormat; 2] = [
-    QuantFormat { bits: 4, group_size: 32, symmetric: true },
-    QuantFormat { bits: 8, group_size: 64, symmetric: true },
-];
+const FORMATS: [QuantFormat; 2] = [QuantFormat::SHARED, QuantFormat::new(8, 64, true)];
 
 fn all(criterion: &mut Criterion) {
     let mut machine = Machine::new();
@@ -38,12 +35,13 @@ fn quantizer(criterion: &mut Criterion) {
         noise(1 << 16, 255).iter().map(|byte| (f32::from(*byte) - 127.5) / 4096.0).collect();
     group.throughput(Throughput::Elements(values.len() as u64));
     for format in FORMATS {
-        let groups = values.len() / format.group_size;
-        let (mut codes, mut scales, mut zeros) = (vec![0; values.len()], vec![0; groups], vec![0; groups]);
+        let groups = vec![0; values.len() / format.group_size];
+        let (mut codes, mut scales, mut of_groups) =
+            (vec![0; values.len()], vec![0; format.num_scales(values.len())], groups);
         for isa in levels() {
             group.bench_function(format!("{}/{isa}", name(format)), |bencher| {
                 bencher.iter(|| {
-                    quantize_row(isa, black_box(&values), format, &mut codes, &mut scales, &mut zeros)
+                    quantize_row(isa, black_box(&values), format, &mut codes, &mut scales, &mut of_groups)
                 });
             });
         }
@@ -52,7 +50,8 @@ fn quantizer(criterion: &mut Criterion) {
 }
 
 fn name(format: QuantFormat) -> String {
-    format!("int{}_g{}", format.bits, format.group_size)
+    let shared = if format.is_shared() { format!("x{}", format.groups_per_scale) } else { String::new() };
+    format!("int{}_g{}{shared}", format.bits, format.group_size)
 }
 
 fn shape(
@@ -63,14 +62,19 @@ fn shape(
 ) {
     let weights = LazyCell::new(|| {
         let codes = noise(rows * cols, format.max_code());
-        let scales = vec![half::f16::from_f32(0.002).to_bits(); rows * cols / format.group_size];
-        let pack = || QuantizedMatrix::from_canonical(rows, cols, format, &codes, &scales, None).unwrap();
+        let scales = vec![half::f16::from_f32(1.0 / 512.0).to_bits(); rows * format.num_scales(cols)];
+        let multiples = format.is_shared().then(|| vec![12; rows * cols / format.group_size]);
+        let pack = || {
+            let multiples = multiples.as_deref();
+            QuantizedMatrix::from_canonical(rows, cols, format, &codes, &scales, multiples).unwrap()
+        };
         let first = pack();
         let copies = ROTATE_BYTES / first.bytes();
         std::iter::once(first).chain((0..copies).map(|_| pack())).collect::<Vec<_>>()
     });
-    // As `QuantizedMatrix` says: codes, and one f16 per group.
-    let bytes = rows * cols * format.bits / 8 + 2 * rows * cols / format.group_size;
+    // As `QuantizedMatrix` says: codes, and one f16 per group, or a dword per groups that share a scale.
+    let header = if format.is_shared() { 4 } else { 2 };
+    let bytes = rows * (cols * format.bits / 8 + header * format.num_scales(cols));
     let name = format!("qlinear/{}/{rows}x{cols}", name(format));
     let matmul = Matmul { op: qlinear, name, shape: (rows, cols), bytes, weights: &weights };
     matmul.cases(criterion, machine, |isa| PeakKind::integers(isa, format.bits));

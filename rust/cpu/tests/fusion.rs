@@ -56,7 +56,7 @@ fn program(watched: bool) -> Value {
     }
     let matrix = |name: &str, rows: usize, cols: usize, sources: &[&str], bits: usize| {
         json!({"name": name, "kind": "matrix", "shape": [rows, cols], "sources": sources,
-            "quant": {"bits": bits, "group_size": 64, "symmetric": bits == 8}})
+            "quant": {"bits": bits, "group_size": 64, "symmetric": bits == 8, "groups_per_scale": 1}})
     };
     let vector = |name: &str, length: usize| json!({"name": name, "kind": "vector", "shape": [length], "sources": [name]});
     let slot = |index: usize| if index < 8 || watched { index as i64 } else { -1 };

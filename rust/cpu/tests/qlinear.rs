@@ -32,10 +32,11 @@ fn formats() -> Vec<QuantFormat> {
     for bits in [4, 8] {
         for group_size in [32, 64, 128] {
             for symmetric in [false, true] {
-                all.push(QuantFormat { bits, group_size, symmetric });
+                all.push(QuantFormat::new(bits, group_size, symmetric));
             }
         }
     }
+    all.push(QuantFormat::SHARED);
     all
 }
 
@@ -47,67 +48,104 @@ struct Canonical {
     format: QuantFormat,
     codes: Vec<u8>,
     scales: Vec<u16>,
-    zeros: Option<Vec<u8>>,
+    /// Zeros, or multiples of shared scales.
+    of_groups: Option<Vec<u8>>,
 }
 
 impl Canonical {
     fn quantize(isa: Isa, values: &[f32], cols: usize, format: QuantFormat) -> Self {
         let (rows, groups) = (values.len() / cols, cols / format.group_size);
-        let (mut codes, mut scales, mut zeros) =
-            (vec![0; rows * cols], vec![0; rows * groups], vec![0; rows * groups]);
+        let num_scales = format.num_scales(cols);
+        let (mut codes, mut scales, mut of_groups) =
+            (vec![0; rows * cols], vec![0; rows * num_scales], vec![0; rows * groups]);
         for row in 0..rows {
-            let of_groups = row * groups..(row + 1) * groups;
             let of_cols = row * cols..(row + 1) * cols;
-            let (codes, zeros) = (&mut codes[of_cols.clone()], &mut zeros[of_groups.clone()]);
-            quantize_row(isa, &values[of_cols], format, codes, &mut scales[of_groups], zeros);
+            let (values, codes) = (&values[of_cols.clone()], &mut codes[of_cols]);
+            let scales = &mut scales[row * num_scales..][..num_scales];
+            quantize_row(isa, values, format, codes, scales, &mut of_groups[row * groups..][..groups]);
         }
-        Self { rows, cols, format, codes, scales, zeros: (!format.symmetric).then_some(zeros) }
+        Self { rows, cols, format, codes, scales, of_groups: format.has_group_bytes().then_some(of_groups) }
     }
 
-    /// Any codes, scales and zeros, the extremes among them.
+    /// Any codes, scales, zeros and multiples, the extremes among them.
     fn arbitrary(rows: usize, cols: usize, format: QuantFormat, seed: u64) -> Self {
         let most = f32::from(format.max_code());
         let code = |value: &f32| ((value * 0.6 + 0.5) * (most + 1.0)).clamp(0.0, most) as u8;
+        let multiple = |value: &f32| ((value * 20.0).clamp(-15.0, 15.0) as i8).cast_unsigned();
         let groups = rows * cols / format.group_size;
         let codes = numbers(seed, rows * cols).iter().map(code).collect();
-        let zeros = (!format.symmetric).then(|| numbers(seed + 1, groups).iter().map(code).collect());
-        let scales =
-            numbers(seed + 2, groups).into_iter().map(|v| half::f16::from_f32(v.abs() * 0.1).to_bits());
-        Self { rows, cols, format, codes, scales: scales.collect(), zeros }
+        let of_groups = numbers(seed + 1, groups);
+        let of_groups = match format.is_shared() {
+            true => Some(of_groups.iter().map(multiple).collect()),
+            false => (!format.symmetric).then(|| of_groups.iter().map(code).collect()),
+        };
+        let scale = |value: f32| {
+            // Seven significant bits, as shared scales have.
+            let seven = f32::from_bits((value.abs() * 0.1 + 1e-5).to_bits() >> 17 << 17);
+            half::f16::from_f32(if format.is_shared() { seven } else { value.abs() * 0.1 }).to_bits()
+        };
+        let scales = numbers(seed + 2, rows * format.num_scales(cols)).into_iter().map(scale).collect();
+        Self { rows, cols, format, codes, scales, of_groups }
     }
 
     fn pack(&self) -> QuantizedMatrix {
-        let Self { rows, cols, format, codes, scales, zeros } = self;
-        QuantizedMatrix::from_canonical(*rows, *cols, *format, codes, scales, zeros.as_deref()).unwrap()
+        let Self { rows, cols, format, codes, scales, of_groups } = self;
+        QuantizedMatrix::from_canonical(*rows, *cols, *format, codes, scales, of_groups.as_deref()).unwrap()
     }
 
-    fn scale_and_zero(&self, row: usize, col: usize) -> (f32, i32) {
-        let at = (row * self.cols + col) / self.format.group_size;
-        let zero = self.zeros.as_ref().map_or(self.format.middle(), |zeros| zeros[at]);
-        (half::f16::from_bits(self.scales[at]).to_f32(), i32::from(zero))
+    /// Scale, multiple of it and zero of a group.
+    fn group(&self, row: usize, group: usize) -> (f32, i32, i32) {
+        let format = self.format;
+        let scale = self.scales[row * format.num_scales(self.cols) + group / format.groups_per_scale];
+        let scale = half::f16::from_bits(scale).to_f32();
+        let byte = self.of_groups.as_ref().map(|bytes| bytes[row * (self.cols / format.group_size) + group]);
+        match (byte, format.is_shared()) {
+            (Some(multiple), true) => (scale, i32::from(multiple.cast_signed()), i32::from(format.middle())),
+            (zero, _) => (scale, 1, i32::from(zero.unwrap_or(format.middle()))),
+        }
     }
 
     fn dequantized(&self, row: usize) -> Vec<f32> {
         let one = |col: usize| {
-            let (scale, zero) = self.scale_and_zero(row, col);
-            (i32::from(self.codes[row * self.cols + col]) - zero) as f32 * scale
+            let (scale, multiple, zero) = self.group(row, col / self.format.group_size);
+            (i32::from(self.codes[row * self.cols + col]) - zero) as f32 * (multiple as f32 * scale)
         };
         (0..self.cols).map(one).collect()
     }
 
+    /// A scale for each group, as `quantize_tensors` gives them.
+    fn with_group_scales(mut self) -> Self {
+        if self.format.is_shared() {
+            let groups = self.cols / self.format.group_size;
+            let one = |at: usize| {
+                let (scale, multiple, _) = self.group(at / groups, at % groups);
+                let product = half::f16::from_f32(scale * multiple as f32);
+                assert_eq!(product.to_f32(), scale * multiple as f32, "not exact");
+                product.to_bits()
+            };
+            (self.scales, self.of_groups) = ((0..self.rows * groups).map(one).collect(), None);
+        }
+        self
+    }
+
     /// The definition of the matmul, from the canonical form.
     fn matmul(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let span = self.format.group_size.min(64);
+        let (span, group_size) = (self.format.span(), self.format.group_size);
         let mut out = Vec::new();
         for token in x.chunks(self.cols) {
             let spans: Vec<_> = token.chunks(span).map(quantize_span).collect();
             for row in 0..self.rows {
                 let mut acc = 0f32;
                 for (index, (x_scale, q)) in spans.iter().enumerate() {
-                    let (scale, zero) = self.scale_and_zero(row, index * span);
-                    let codes = &self.codes[row * self.cols + index * span..][..span];
-                    let sum: i32 =
-                        codes.iter().zip(q).map(|(code, q)| (i32::from(*code) - zero) * i32::from(*q)).sum();
+                    let first = index * span;
+                    let product = |(at, q): (usize, &i8)| {
+                        let (_, multiple, zero) = self.group(row, (first + at) / group_size);
+                        multiple
+                            * (i32::from(self.codes[row * self.cols + first + at]) - zero)
+                            * i32::from(*q)
+                    };
+                    let sum: i32 = q.iter().enumerate().map(product).sum();
+                    let (scale, ..) = self.group(row, first / group_size);
                     acc = (sum as f32).mul_add(x_scale * scale, acc);
                 }
                 out.push(bias.map_or(acc, |bias| acc + bias[row]));
@@ -208,21 +246,24 @@ fn every_level_gives_the_golden_bytes() {
         } else {
             64
         };
-        let symmetric = !golden.contains_key(&format!("{name}.zeros"));
-        let format = QuantFormat { bits, group_size, symmetric };
+        let of_groups = ["zeros", "multiples"].iter().find_map(|kind| golden.get(&format!("{name}.{kind}")));
+        let format = match name.contains("x4") {
+            true => QuantFormat::SHARED,
+            false => QuantFormat::new(bits, group_size, of_groups.is_none()),
+        };
         for isa in levels() {
             let matrix = Canonical::quantize(isa, &weight, 256, format);
             assert!(matrix.codes == *codes, "codes of {name}, {isa}");
             let scales: Vec<u8> = matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
             assert!(scales == golden[&format!("{name}.scales")], "scales of {name}, {isa}");
-            assert!(matrix.zeros.as_ref() == golden.get(&format!("{name}.zeros")), "zeros of {name}, {isa}");
+            assert!(matrix.of_groups.as_ref() == of_groups, "zeros or multiples of {name}, {isa}");
             let got = run(&mut pool, isa, &x, &matrix.pack(), Some(&bias));
             let expected = floats(&golden[&format!("{name}.matmul")]);
             assert_same_bits(&got, &expected, &format!("matmul of {name}, {isa}"));
         }
         found += 1;
     }
-    assert!(found >= 10, "only {found} schemes in the golden file");
+    assert!(found >= 11, "only {found} schemes in the golden file");
 }
 
 #[test]
@@ -233,8 +274,9 @@ fn the_largest_sums_of_codes_and_activations_are_exact() {
         for zero in [0, format.max_code()] {
             let mut matrix = Canonical::arbitrary(rows, cols, format, 3);
             matrix.codes.fill(format.max_code() - zero);
-            if let Some(zeros) = &mut matrix.zeros {
-                zeros.fill(zero);
+            if let Some(bytes) = &mut matrix.of_groups {
+                bytes.fill(if format.is_shared() { 15 } else { zero });
+                bytes.iter_mut().step_by(3).filter(|_| format.is_shared()).for_each(|byte| *byte = 241);
             }
             for tokens in [3, 27] {
                 // Every activation of a token becomes 127, or -127, or they alternate.
@@ -279,8 +321,7 @@ fn all_forms_levels_and_worker_counts_agree() {
 fn outputs_of_more_than_a_cache_are_the_same() {
     // More than a MiB of outputs, the last panel one row.
     let (rows, tokens) = (15_457, 17);
-    for (bits, symmetric) in [(4, true), (8, false)] {
-        let format = QuantFormat { bits, group_size: 32, symmetric };
+    for format in [QuantFormat::SHARED, QuantFormat::new(4, 32, true), QuantFormat::new(8, 32, false)] {
         let x: Vec<f32> = numbers(78, tokens * 32);
         check(&Canonical::arbitrary(rows, 32, format, 5), &x, &mut pools(), true);
     }
@@ -320,7 +361,10 @@ fn unfused(
 #[test]
 fn what_rides_along_changes_no_bit() {
     let mut pools = pools();
-    let format = |bits, group_size| QuantFormat { bits, group_size, symmetric: group_size == 64 };
+    let format = |bits, group_size| match (bits, group_size) {
+        (4, 32) => QuantFormat::SHARED,
+        _ => QuantFormat::new(bits, group_size, group_size == 64),
+    };
     let shapes = [(64, 128), (192, 256), (640, 384), (2048, 128), (95, 128)];
     for (case, (rows, cols)) in shapes.into_iter().enumerate() {
         let matrix =
@@ -374,7 +418,7 @@ fn rows_come_back_dequantized_and_stored_in_any_pieces() {
 #[test]
 fn zero_tiny_and_non_finite_activations_stay_in_their_row() {
     let mut pools = pools();
-    let format = QuantFormat { bits: 4, group_size: 64, symmetric: false };
+    let format = QuantFormat::new(4, 64, false);
     let matrix = Canonical::arbitrary(48, 128, format, 2);
     let mut x = numbers(4, 6 * 128);
     x[..128].fill(0.0);
@@ -397,11 +441,13 @@ fn zero_tiny_and_non_finite_activations_stay_in_their_row() {
 
 #[test]
 fn wrong_shapes_and_formats_are_refused() {
-    let format = QuantFormat { bits: 4, group_size: 64, symmetric: true };
+    let format = QuantFormat::new(4, 64, true);
     for bad in [
         QuantFormat { bits: 5, ..format },
         QuantFormat { group_size: 0, ..format },
         QuantFormat { group_size: 48, ..format },
+        QuantFormat { groups_per_scale: 4, ..format },
+        QuantFormat { groups_per_scale: 2, ..QuantFormat::SHARED },
     ] {
         assert!(matches!(QuantizedMatrix::zeroed(4, 192, bad), Err(CpuError::Config { .. })), "{bad:?}");
     }
@@ -453,8 +499,8 @@ fn from_checkpoint(
 ) -> Result<Canonical, CpuError> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let got = quantize_tensors(checkpoint, &names, format, &mut Pool::new(threads).unwrap())?;
-    let (rows, cols, codes, scales, zeros) = (got.rows, got.cols, got.codes, got.scales, got.zeros);
-    Ok(Canonical { rows, cols, format, codes, scales, zeros })
+    let (rows, cols, codes, scales, of_groups) = (got.rows, got.cols, got.codes, got.scales, got.zeros);
+    Ok(Canonical { rows, cols, format, codes, scales, of_groups })
 }
 
 #[test]
@@ -463,7 +509,7 @@ fn checkpoint_tensors_of_every_type_are_stacked_and_quantized() {
     let (_folder, checkpoint) = open(&tensors);
     let values: Vec<f32> = ["c", "a", "b"].iter().flat_map(|name| tensors[*name].2.clone()).collect();
     for format in formats() {
-        let expected = Canonical::quantize(Isa::Scalar, &values, 128, format);
+        let expected = Canonical::quantize(Isa::Scalar, &values, 128, format).with_group_scales();
         for threads in [1, 3] {
             assert!(from_checkpoint(&checkpoint, &["c", "a", "b"], format, threads).unwrap() == expected);
         }
@@ -472,7 +518,7 @@ fn checkpoint_tensors_of_every_type_are_stacked_and_quantized() {
 
 #[test]
 fn tensors_that_cannot_be_quantized_are_refused_by_name() {
-    let format = QuantFormat { bits: 4, group_size: 64, symmetric: false };
+    let format = QuantFormat::new(4, 64, false);
     type Spoil = fn(&mut Tensors);
     let faults: [(&str, Spoil); 6] = [
         ("not_finite", |t| t.get_mut("b").unwrap().2[200] = f32::NAN),
@@ -513,9 +559,9 @@ fn program() -> Value {
         "buffers": [buffer("T", 128, 0), buffer("T", 128, 1), buffer("R", 128, 2), buffer("R", VOCAB, 3)],
         "parameters": [
             {"name": "embed", "kind": "matrix", "shape": [VOCAB, 128], "sources": ["c", "a"],
-                "quant": {"bits": 8, "group_size": 64, "symmetric": true}},
+                "quant": {"bits": 8, "group_size": 64, "symmetric": true, "groups_per_scale": 1}},
             {"name": "w", "kind": "matrix", "shape": [128, 128], "sources": ["d", "e"],
-                "quant": {"bits": 4, "group_size": 32, "symmetric": false}},
+                "quant": {"bits": 4, "group_size": 32, "symmetric": false, "groups_per_scale": 1}},
         ],
         "rope_tables": [], "kv_groups": [],
         "ops": [
@@ -550,9 +596,9 @@ fn an_executor_loads_and_runs_quantized_parameters() {
     let mut tensors = stored();
     tensors.insert("e".into(), (DType::F32, vec![64, 128], numbers(60, 64 * 128)));
     let (_folder, checkpoint) = open(&tensors);
-    let format = QuantFormat { bits: 8, group_size: 64, symmetric: true };
+    let format = QuantFormat::new(8, 64, true);
     let embed = from_checkpoint(&checkpoint, &["c", "a"], format, 1).unwrap();
-    let format = QuantFormat { bits: 4, group_size: 32, symmetric: false };
+    let format = QuantFormat::new(4, 32, false);
     let w = from_checkpoint(&checkpoint, &["d", "e"], format, 1).unwrap();
     let ids: Vec<i32> = (0..11).map(|index| index * 13).collect();
     let x: Vec<f32> = ids.iter().flat_map(|id| embed.dequantized(*id as usize)).collect();

@@ -57,7 +57,7 @@ type Canonical<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Option<Bound<'py, P
 
 /// Float tensors, stacked along dimension 0, in the canonical quantized form.
 #[pyfunction]
-#[pyo3(signature = (checkpoint, names, *, bits, group_size, symmetric, num_threads))]
+#[pyo3(signature = (checkpoint, names, *, bits, group_size, symmetric, groups_per_scale, num_threads))]
 pub(crate) fn quantize_tensors<'py>(
     py: Python<'py>,
     checkpoint: &Checkpoint,
@@ -65,9 +65,10 @@ pub(crate) fn quantize_tensors<'py>(
     bits: usize,
     group_size: usize,
     symmetric: bool,
+    groups_per_scale: usize,
     num_threads: usize,
 ) -> PyResult<Canonical<'py>> {
-    let format = QuantFormat { bits, group_size, symmetric };
+    let format = QuantFormat { bits, group_size, symmetric, groups_per_scale };
     let matrix = detached(py, || {
         if !(1..=MAX_THREADS).contains(&num_threads) {
             let what = format!("got {num_threads}, expected 1 to {MAX_THREADS}");

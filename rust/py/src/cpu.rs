@@ -223,19 +223,19 @@ impl UnpublishedFile {
     }
 }
 
-/// Bytes of a loaded matrix: floats of `dtype`, or integers as `quant` = (bits, group_size, symmetric) says.
+/// Bytes of a loaded matrix: floats of `dtype`, or integers as `quant` = (bits, group_size, symmetric, groups_per_scale) says.
 #[pyfunction]
 #[pyo3(signature = (rows, cols, *, dtype, quant=None))]
 pub(crate) fn matrix_bytes(
     rows: usize,
     cols: usize,
     dtype: &str,
-    quant: Option<(usize, usize, bool)>,
+    quant: Option<(usize, usize, bool, usize)>,
 ) -> PyResult<usize> {
     let form = match quant {
         None => MatrixForm::Float(parse_dtype("dtype", dtype)?),
-        Some((bits, group_size, symmetric)) => {
-            let format = QuantFormat { bits, group_size, symmetric };
+        Some((bits, group_size, symmetric, groups_per_scale)) => {
+            let format = QuantFormat { bits, group_size, symmetric, groups_per_scale };
             let wrong = |(field, what)| Fault::from(CpuError::Config { field, what });
             format.check(cols).map_err(wrong)?;
             MatrixForm::Integer(format)

@@ -69,8 +69,16 @@ fn every_single_fault_is_found_in_its_op() {
         ("/parameters/0/shape", json!([10, 0]), None),
         ("/parameters/0/kind", json!("vector"), None),
         ("/parameters/0/sources", json!([]), None),
-        ("/parameters/0/quant", json!({"bits": 8, "group_size": 64, "symmetric": true}), None),
-        ("/parameters/1/quant", json!({"bits": 4, "group_size": 32, "symmetric": true}), None),
+        (
+            "/parameters/0/quant",
+            json!({"bits": 8, "group_size": 64, "symmetric": true, "groups_per_scale": 1}),
+            None,
+        ),
+        (
+            "/parameters/1/quant",
+            json!({"bits": 4, "group_size": 32, "symmetric": true, "groups_per_scale": 1}),
+            None,
+        ),
         ("/rope_tables/0/inv_freq", json!([]), None),
         ("/rope_tables/0/scale", json!(1e300), None),
         ("/kv_groups/0/window", json!(0), None),

@@ -1,6 +1,8 @@
 //! Rows of a checkpoint tensor to the canonical form, one at a time.
 
-use super::{QuantFormat, search};
+use std::borrow::Cow;
+
+use super::{GROUPS_PER_SCALE, QuantFormat, search};
 use crate::isa::Isa;
 use crate::tensor::DType;
 
@@ -15,10 +17,10 @@ pub(crate) struct RowQuantizer {
     values: Vec<f32>,
     /// One per column.
     pub(crate) codes: Vec<u8>,
-    /// Bits of f16, one per group.
+    /// Bits of f16, one per group or per groups that share one.
     pub(crate) scales: Vec<u16>,
-    /// One per group.
-    pub(crate) zeros: Vec<u8>,
+    /// One per group: its zero, or (i8) its multiple of the scale that it shares.
+    pub(crate) of_groups: Vec<u8>,
 }
 
 impl RowQuantizer {
@@ -30,8 +32,8 @@ impl RowQuantizer {
             format,
             values: vec![0.0; cols],
             codes: vec![0; cols],
-            scales: vec![0; groups],
-            zeros: vec![0; groups],
+            scales: vec![0; format.num_scales(cols)],
+            of_groups: vec![0; groups],
         }
     }
 
@@ -42,8 +44,21 @@ impl RowQuantizer {
         if largest >= f32::INFINITY.to_bits() {
             return Err(NotFinite);
         }
-        let Self { isa, format, values, codes, scales, zeros } = self;
-        search::quantize_row(*isa, values, *format, codes, scales, zeros);
+        let Self { isa, format, values, codes, scales, of_groups } = self;
+        search::quantize_row(*isa, values, *format, codes, scales, of_groups);
         Ok(())
+    }
+
+    /// Bits of f16: a scale for each group, also where several share one. Their multiples of it are exact.
+    pub(crate) fn group_scales(&self) -> Cow<'_, [u16]> {
+        if !self.format.is_shared() {
+            return Cow::Borrowed(&self.scales);
+        }
+        let shared = self.scales.iter().flat_map(|scale| [*scale; GROUPS_PER_SCALE]);
+        let multiply = |(scale, multiple): (u16, &u8)| {
+            let scale = half::f16::from_bits(scale).to_f32();
+            half::f16::from_f32(scale * f32::from(multiple.cast_signed())).to_bits()
+        };
+        Cow::Owned(shared.zip(&self.of_groups).map(multiply).collect())
     }
 }

@@ -3,7 +3,7 @@
 //! The steps and their order are those of `python/pyrite/quant/reference.py`. All operations are rounded one by one, and
 //! the code is compiled once per instruction level, so every level gives the same bytes.
 
-use super::QuantFormat;
+use super::{QuantFormat, shared};
 use crate::isa::Isa;
 use crate::ops::lanes::{LANES, Lanes, at_every_level};
 
@@ -20,8 +20,8 @@ const FACTORS_4_S: [f32; 16] =
 const FACTORS_8: [f32; 8] = [1.0, 1.004, 1.002, 0.998, 0.996, 0.9921875, 0.99, 0.985];
 const FACTORS_8_S: [f32; 8] = [1.0, 1.002, 0.998, 1.004, 0.996, 1.006, 1.008, 0.994];
 
-/// Quantize one row of finite weights: a code per weight, an f16 scale (its bits) and a zero per group. Zeros are
-/// written for symmetric formats too.
+/// Quantize one row of finite weights: a code per weight; an f16 scale (its bits) per group, or per groups that share
+/// one; and a byte per group, its zero (for symmetric formats too) or the multiple, i8, of the scale that it shares.
 ///
 /// # Panics
 /// When the lengths do not fit together, or the processor does not support `isa`.
@@ -31,14 +31,16 @@ pub fn quantize_row(
     format: QuantFormat,
     codes: &mut [u8],
     scales: &mut [u16],
-    zeros: &mut [u8],
+    of_groups: &mut [u8],
 ) {
     assert!(format.check(values.len()).is_ok(), "the row does not divide into groups");
-    let groups = values.len() / format.group_size;
-    let fits = codes.len() == values.len() && scales.len() == groups && zeros.len() == groups;
-    assert!(fits, "one code per weight, one scale and one zero per group");
+    let fits = codes.len() == values.len() && scales.len() == format.num_scales(values.len());
+    assert!(
+        fits && of_groups.len() == values.len() / format.group_size,
+        "lengths of codes, scales and groups"
+    );
     assert!(isa.is_supported(), "the processor does not support this level");
-    quantize_groups(isa, values, format, codes, scales, zeros);
+    quantize_groups(isa, values, format, codes, scales, of_groups);
 }
 
 at_every_level! {
@@ -48,7 +50,7 @@ at_every_level! {
         format: QuantFormat,
         codes: &mut [u8],
         scales: &mut [u16],
-        zeros: &mut [u8],
+        of_groups: &mut [u8],
     ) = row
 }
 
@@ -60,11 +62,20 @@ unsafe fn row<L: Lanes>(
     format: QuantFormat,
     codes: &mut [u8],
     scales: &mut [u16],
-    zeros: &mut [u8],
+    of_groups: &mut [u8],
 ) {
     let size = format.group_size;
+    if format.is_shared() {
+        let parts = values.chunks(format.span()).zip(codes.chunks_mut(format.span()));
+        let multiples = of_groups.chunks_mut(format.groups_per_scale);
+        for ((values, codes), (multiples, scale)) in parts.zip(multiples.zip(scales)) {
+            // SAFETY: the caller's duty.
+            *scale = unsafe { shared::groups::<L>(values, codes, multiples) };
+        }
+        return;
+    }
     let groups = values.chunks_exact(size).zip(codes.chunks_exact_mut(size));
-    for ((values, codes), (scale, zero)) in groups.zip(scales.iter_mut().zip(zeros)) {
+    for ((values, codes), (scale, zero)) in groups.zip(scales.iter_mut().zip(of_groups)) {
         // SAFETY: the caller's duty.
         let best = unsafe {
             match (format.bits, format.symmetric) {
@@ -112,21 +123,34 @@ unsafe fn search<L: Lanes, const N: usize>(
         let zero = (-low * factors[index] * inverses[index]).round_ties_even();
         zeros[index] = if format.symmetric { middle } else { max(min(zero, most), 0.0) };
     }
-    let (mut best, mut least) = (0, f32::INFINITY);
-    for index in 0..N {
-        let candidate = Candidate { scale: scales[index], inverse: inverses[index], zero: zeros[index] };
-        // SAFETY: the caller's duty.
-        let error = unsafe { error::<L>(values, candidate, most) };
-        if index == 0 || error < least {
-            (best, least) = (index, error);
+    let at = |index: usize| Candidate { scale: scales[index], inverse: inverses[index], zero: zeros[index] };
+    let mut errors = [0f32; LANES];
+    // SAFETY: sixteen floats; the rest is the caller's duty.
+    unsafe {
+        let mut lanes = [L::splat(0.0); LANES];
+        for (index, lanes) in lanes.iter_mut().enumerate().take(N) {
+            *lanes = error::<L>(values, at(index), most);
+        }
+        L::sums(lanes).store(errors.as_mut_ptr());
+    }
+    at(least(&errors[..N]))
+}
+
+/// Where the least of some numbers is, the first of equals.
+#[inline(always)]
+pub(super) fn least(numbers: &[f32]) -> usize {
+    let mut best = 0;
+    for index in 1..numbers.len() {
+        if numbers[index] < numbers[best] {
+            best = index;
         }
     }
-    Candidate { scale: scales[best], inverse: inverses[best], zero: zeros[best] }
+    best
 }
 
 /// Smallest and largest of the values and 0.
 #[inline(always)]
-fn extremes(values: &[f32]) -> (f32, f32) {
+pub(super) fn extremes(values: &[f32]) -> (f32, f32) {
     let (mut lows, mut highs) = ([0f32; LANES], [0f32; LANES]);
     for part in values.chunks_exact(LANES) {
         for lane in 0..LANES {
@@ -137,21 +161,21 @@ fn extremes(values: &[f32]) -> (f32, f32) {
     (lows.into_iter().fold(0.0, min), highs.into_iter().fold(0.0, max))
 }
 
-/// Sum of the squared differences: lane l adds elements l, l + 16, ..., then the lanes are folded by halves.
+/// Sums of the squared differences: lane l adds elements l, l + 16, ...
 ///
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-unsafe fn error<L: Lanes>(values: &[f32], by: Candidate, most: f32) -> f32 {
+unsafe fn error<L: Lanes>(values: &[f32], by: Candidate, most: f32) -> L {
     // SAFETY: whole chunks of 16; the rest is the caller's duty.
     unsafe {
-        let (scale, zero, mut sum) = (L::splat(by.scale), L::splat(by.zero), L::splat(0.0));
+        let (scale, mut sum) = (L::splat(by.scale), L::splat(0.0));
         for part in values.chunks_exact(LANES) {
             let part = L::load(part.as_ptr());
-            let difference = code(part, by, most).sub(zero).mul(scale).sub(part);
+            let difference = steps(part, by, most).mul(scale).sub(part);
             sum = sum.add(difference.mul(difference));
         }
-        sum.sum()
+        sum
     }
 }
 
@@ -162,7 +186,10 @@ unsafe fn store_codes<L: Lanes>(values: &[f32], by: Candidate, format: QuantForm
     let mut lanes = [0f32; LANES];
     for (codes, part) in codes.chunks_exact_mut(LANES).zip(values.chunks_exact(LANES)) {
         // SAFETY: whole chunks of 16; the rest is the caller's duty.
-        unsafe { code(L::load(part.as_ptr()), by, f32::from(format.max_code())).store(lanes.as_mut_ptr()) };
+        unsafe {
+            let steps = steps(L::load(part.as_ptr()), by, f32::from(format.max_code()));
+            steps.add(L::splat(by.zero)).store(lanes.as_mut_ptr());
+        }
         for (to, lane) in codes.iter_mut().zip(lanes) {
             // SAFETY: a whole number from 0 to 255.
             *to = unsafe { lane.to_int_unchecked::<i32>() } as u8;
@@ -170,14 +197,16 @@ unsafe fn store_codes<L: Lanes>(values: &[f32], by: Candidate, format: QuantForm
     }
 }
 
+/// Codes, less the zero.
+///
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-unsafe fn code<L: Lanes>(values: L, by: Candidate, most: f32) -> L {
+unsafe fn steps<L: Lanes>(values: L, by: Candidate, most: f32) -> L {
     // SAFETY: the caller's duty.
     unsafe {
         let whole = values.mul(L::splat(by.inverse)).round();
-        whole.add(L::splat(by.zero)).min(L::splat(most)).max(L::splat(0.0))
+        whole.min(L::splat(most - by.zero)).max(L::splat(-by.zero))
     }
 }
 
@@ -193,13 +222,13 @@ fn to_f16_grid(value: f32) -> f32 {
 
 /// The smaller of two numbers that are not NaN: one instruction.
 #[inline(always)]
-fn min(a: f32, b: f32) -> f32 {
+pub(super) fn min(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
 /// The larger of two numbers that are not NaN.
 #[inline(always)]
-fn max(a: f32, b: f32) -> f32 {
+pub(super) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 

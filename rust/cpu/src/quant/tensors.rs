@@ -9,7 +9,8 @@ use crate::pool::Pool;
 use crate::program::{Parameter, ParameterKind};
 use crate::weights::pieces::{self, fault};
 
-/// A matrix in the canonical form.
+/// A matrix in the canonical form, with a scale for each group: where groups share one, their multiples of it, which f16
+/// holds exactly.
 pub struct CanonicalMatrix {
     /// Output features.
     pub rows: usize,
@@ -62,12 +63,13 @@ pub fn quantize_tensors(
         for (index, source) in bytes.chunks_exact(cols * piece.dtype.size()).enumerate() {
             let finite = own.quantize(source, piece.dtype);
             finite.map_err(|_| fault(checkpoint, piece.tensor, CheckpointReason::NotFinite))?;
+            let group_scales = own.group_scales();
             let row = piece.first_row + index;
             // SAFETY: pieces are disjoint rows inside the vectors, each is taken by one worker, nobody else looks.
             unsafe {
                 out.codes.add(row * cols).copy_from_nonoverlapping(own.codes.as_ptr(), cols);
-                out.scales.add(row * groups).copy_from_nonoverlapping(own.scales.as_ptr(), groups);
-                out.zeros.add(row * groups).copy_from_nonoverlapping(own.zeros.as_ptr(), groups);
+                out.scales.add(row * groups).copy_from_nonoverlapping(group_scales.as_ptr(), groups);
+                out.zeros.add(row * groups).copy_from_nonoverlapping(own.of_groups.as_ptr(), groups);
             }
         }
         Ok(())

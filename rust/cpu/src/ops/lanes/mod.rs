@@ -44,6 +44,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn select_less(self, limit: Self, yes: Self, no: Self) -> Self;
     unsafe fn exp(self) -> Self;
     unsafe fn sum(self) -> f32;
+    /// The sums of sixteen values, the first in lane 0.
+    unsafe fn sums(values: [Self; LANES]) -> Self;
 }
 
 /// The definition: an array.
@@ -159,6 +161,12 @@ impl Lanes for ScalarLanes {
             }
         }
         lanes[0]
+    }
+
+    #[inline(always)]
+    unsafe fn sums(values: [Self; LANES]) -> Self {
+        // SAFETY: plain Rust.
+        Self(values.map(|value| unsafe { value.sum() }))
     }
 }
 

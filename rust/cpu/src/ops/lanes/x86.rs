@@ -24,6 +24,21 @@ unsafe fn sum8(lanes: __m256) -> f32 {
     }
 }
 
+/// Sums of eight lanes by halves, of eight values.
+#[inline(always)]
+unsafe fn sums8(values: [__m256; 8]) -> __m256 {
+    // SAFETY: reached from AVX2 code only, as `Lanes` asks.
+    unsafe {
+        // Four lanes of one value in each half, then two of two, then one of four.
+        let four =
+            |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+        let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+        let [a, b, c, d, e, f, g, h] = values;
+        one(two(four(a, e), four(b, f)), two(four(c, g), four(d, h)))
+    }
+}
+
 // SAFETY of every block below: reached from code of the level only, with pointers good for what is moved.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2Lanes {
@@ -138,6 +153,17 @@ impl Lanes for Avx2Lanes {
     unsafe fn sum(self) -> f32 {
         unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
     }
+
+    #[inline(always)]
+    unsafe fn sums(values: [Self; LANES]) -> Self {
+        unsafe {
+            let eight = |first: usize| {
+                let of = |index: usize| _mm256_add_ps(values[first + index].0, values[first + index].1);
+                sums8([of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7)])
+            };
+            Self(eight(0), eight(8))
+        }
+    }
 }
 
 fn first(n: usize) -> __mmask16 {
@@ -241,5 +267,26 @@ impl Lanes for Avx512Lanes {
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(values: [Self; LANES]) -> Self {
+        unsafe {
+            // Eight lanes of one value in each half, four of one in each quarter, then two of two, then one of four.
+            let eight = |a: Self, b: Self| {
+                let (low, high) =
+                    (_mm512_shuffle_f32x4::<0x44>(a.0, b.0), _mm512_shuffle_f32x4::<0xee>(a.0, b.0));
+                _mm512_add_ps(low, high)
+            };
+            let four =
+                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+            let of = |index: usize| {
+                let each = |by: usize| values[index + by];
+                four(eight(each(0), each(4)), eight(each(8), each(12)))
+            };
+            Self(one(two(of(0), of(1)), two(of(2), of(3))))
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! Activations as int8, in the order in which the tile kernels read them.
 //!
 //! Tokens are cut into tiles of nearly equal size. The integers of a tile are `[cols / 64][T][64]` i8, so that one token's
-//! inputs of a span are one cache line and lie at a fixed distance from the next token's. After the integers of all
+//! inputs of 64 columns are one cache line and lie at a fixed distance from the next token's. After the integers of all
 //! tokens come the heads, for each tile `[spans][T]` pairs of an f32 scale and an i32, the negated sum of the span's
-//! integers, times the zero of all weights when those are symmetric.
+//! integers, times the zero of all weights when those are symmetric. Where groups of weights share a scale, a span is
+//! all of them, the zero is [`shared::ZERO`], and after a pair come four dwords: what the sums of each group start from.
 //!
 //! How a span becomes integers, [`quantizer`](super::quantizer) says.
 
 use super::quantizer::{Place, quantize};
+use super::shared;
 use crate::isa::Isa;
-use crate::quant::{ACTIVATION_SPAN, QuantFormat};
+use crate::quant::{ACTIVATION_SPAN, GROUPS_PER_SCALE, QuantFormat};
 
 /// Bytes of the inputs of one token that lie together.
 pub(super) const LINE: usize = ACTIVATION_SPAN;
@@ -24,17 +26,24 @@ pub(super) const LARGE_TILE: usize = 24;
 pub(super) const BLOCK_TILE: usize = 64;
 /// Bytes of one scale and sum.
 pub(super) const HEAD_BYTES: usize = 8;
+/// The same where groups of weights share a scale.
+pub(super) const SHARED_HEAD_BYTES: usize = HEAD_BYTES + 4 * GROUPS_PER_SCALE;
 
-/// Whether all tokens make one tile for the [kernel of many](super::many), which takes codes apart once for all of them
+/// Whether a level has VPDPBUSD.
+fn has_dot(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16)
+}
+
+/// Whether all tokens make one tile for the [kernel of blocks](super::block), which takes codes apart once for all of them
 /// and keeps their sums in the cache. It needs VPDPBUSD, and a group whose codes fit the registers.
 fn takes_large(isa: Isa, tokens: usize, format: QuantFormat) -> bool {
-    let level = matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16);
-    level && format.bits == 4 && format.span() == LINE / 2 && (MAX_TILE + 1..=LARGE_TILE).contains(&tokens)
+    let fits = format.bits == 4 && format.group_size == LINE / 2;
+    has_dot(isa) && fits && (MAX_TILE + 1..=LARGE_TILE).contains(&tokens)
 }
 
 /// Whether so many tokens are cut into [blocks](super::blocks). They need VPDPBUSD.
 fn takes_blocks(isa: Isa, tokens: usize) -> bool {
-    matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16) && tokens > LARGE_TILE
+    has_dot(isa) && tokens > LARGE_TILE
 }
 
 /// The tokens of a call, cut into tiles.
@@ -48,6 +57,7 @@ pub(super) struct Tiles {
     span: usize,
     spans: usize,
     lines: usize,
+    head_bytes: usize,
     /// What negated sums are multiplied by.
     zero: i32,
     /// Whether the tiles are [blocks](super::blocks).
@@ -66,9 +76,13 @@ impl Tiles {
         };
         let count = tokens.div_ceil(most);
         let (size, longer, span) = (tokens / count, tokens % count, format.span());
-        let zero = if format.symmetric { i32::from(format.middle()) } else { 1 };
-        let (spans, lines, blocks) = (cols / span, cols.div_ceil(LINE), takes_blocks(isa, tokens));
-        Self { tokens, count, size, longer, span, spans, lines, zero, blocks }
+        let (zero, head_bytes) = match (format.is_shared(), format.symmetric) {
+            (true, _) => (shared::ZERO, SHARED_HEAD_BYTES),
+            (false, true) => (i32::from(format.middle()), HEAD_BYTES),
+            (false, false) => (1, HEAD_BYTES),
+        };
+        let (spans, lines, blocks) = (cols.div_ceil(span), cols.div_ceil(LINE), takes_blocks(isa, tokens));
+        Self { tokens, count, size, longer, span, spans, lines, head_bytes, zero, blocks }
     }
 
     /// Whether one large tile takes all tokens.
@@ -83,13 +97,13 @@ impl Tiles {
 
     /// Bytes of all tokens.
     pub(super) fn bytes(&self) -> usize {
-        self.tokens * (self.lines * LINE + self.spans * HEAD_BYTES)
+        self.tokens * (self.lines * LINE + self.spans * self.head_bytes)
     }
 
     /// Byte offsets of a tile's integers and heads.
     pub(super) fn offsets(&self, tile: usize) -> (usize, usize) {
         let begin = self.range(tile).0;
-        (begin * self.lines * LINE, self.tokens * self.lines * LINE + begin * self.spans * HEAD_BYTES)
+        (begin * self.lines * LINE, self.tokens * self.lines * LINE + begin * self.spans * self.head_bytes)
     }
 
     /// Quantize one token, whose inputs are `x`.
@@ -98,7 +112,7 @@ impl Tiles {
     /// `to`, where the first tile begins, has room for all tokens; nobody else touches this one; the processor supports
     /// `isa`.
     pub(super) unsafe fn store(&self, isa: Isa, x: &[f32], token: usize, to: *mut u8) {
-        debug_assert!(token < self.tokens && x.len() == self.spans * self.span);
+        debug_assert!(token < self.tokens && x.len().div_ceil(self.span) == self.spans);
         let in_longer = self.longer * (self.size + 1);
         let tile = match token {
             _ if token < in_longer => token / (self.size + 1),
@@ -109,10 +123,11 @@ impl Tiles {
         let place = Place {
             ints: to.wrapping_add(ints + (token - begin) * LINE),
             line_stride: tokens * LINE,
-            heads: to.wrapping_add(heads + (token - begin) * HEAD_BYTES),
-            head_stride: tokens * HEAD_BYTES,
+            heads: to.wrapping_add(heads + (token - begin) * self.head_bytes),
+            head_stride: tokens * self.head_bytes,
             span: self.span,
             zero: self.zero,
+            narrow: !has_dot(isa),
         };
         // SAFETY: this token's parts; the level is supported.
         unsafe { quantize(isa, x, place) }

@@ -5,8 +5,10 @@ use std::arch::x86_64::*;
 
 use super::kernel::{Level, for_format, panels};
 use super::packed::PANEL;
+use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, shared_panels};
 use super::tile::Tile;
 use super::tuning::Reach;
+use crate::quant::GROUPS_PER_SCALE;
 
 /// Products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
@@ -70,6 +72,33 @@ impl Level for Words {
     #[inline(always)]
     unsafe fn sub(x: __m256i, y: __m256i) -> __m256i {
         unsafe { _mm256_sub_epi32(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn split(header: __m256i) -> (__m256, [__m256i; GROUPS_PER_SCALE]) {
+        const SHIFT: i32 = SCALE_SHIFT as i32;
+        const BITS: i32 = MULTIPLE_BITS as i32;
+        unsafe {
+            let field = _mm256_and_si256(header, _mm256_set1_epi32((1 << SCALE_BITS) - 1));
+            let exponent = _mm256_set1_epi32((EXPONENT << 23) as i32);
+            let scale = _mm256_add_epi32(_mm256_slli_epi32::<SHIFT>(field), exponent);
+            let twice = |bytes: i32| {
+                let bytes =
+                    _mm_setr_epi32(bytes, bytes + 0x0404_0404, bytes + 0x0808_0808, bytes + 0x0c0c_0c0c);
+                _mm256_shuffle_epi8(header, _mm256_broadcastsi128_si256(bytes))
+            };
+            let (high, low) = (twice(0x0302_0302), twice(0x0100_0100));
+            let second = _mm256_slli_epi16::<BITS>(high);
+            let multiples = [high, second, _mm256_slli_epi16::<BITS>(second), low];
+            (_mm256_castsi256_ps(scale), multiples.map(|top| _mm256_srai_epi16::<{ 16 - BITS }>(top)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_times(sum: __m256i, of_group: __m256i, multiple: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(of_group, multiple)) }
+    }
+    #[inline(always)]
+    unsafe fn multiplied(_: [Self::Codes; 2], _: __m256i) -> [Self::Codes; 2] {
+        unreachable!("sums are pairs")
     }
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -150,11 +179,45 @@ unsafe fn of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(token
     }
 }
 
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn shared_whole(tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe { shared_panels::<Words, false, 1, { PANEL / 8 }, 1>(tile, 0) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn shared_halves<const WIDE: bool, const T: usize>(tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        shared_panels::<Words, WIDE, 1, 2, T>(tile, 0);
+        shared_panels::<Words, WIDE, 1, 2, T>(&Tile { reach: Reach::NONE, ..*tile }, 2);
+    }
+}
+
+unsafe fn shared(tokens: usize, tile: &Tile) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        match tokens {
+            3 if tile.wide => shared_halves::<true, 3>(tile),
+            4 if tile.wide => shared_halves::<true, 4>(tile),
+            1 => shared_whole(tile),
+            2 => shared_halves::<false, 2>(tile),
+            3 => shared_halves::<false, 3>(tile),
+            _ => shared_halves::<false, 4>(tile),
+        }
+    }
+}
+
 /// At most 4 tokens times one panel.
 ///
 /// # Safety
 /// As [`super::tile::scalar`], and the processor has AVX2, FMA and F16C.
 pub(super) unsafe fn words(tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe { for_format!(tile.format, of_format(tokens, tile)) }
+    unsafe {
+        if tile.format.is_shared() {
+            return shared(tokens, tile);
+        }
+        for_format!(tile.format, of_format(tokens, tile));
+    }
 }

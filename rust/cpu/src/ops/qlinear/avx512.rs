@@ -2,11 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::block::block;
-use super::blocks::Waiting;
+use super::activations::LARGE_TILE;
+use super::block::{block, shared_block};
+use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
-use super::many::many;
+use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, ZERO, shared_panels};
 use super::tile::Tile;
+use crate::quant::GROUPS_PER_SCALE;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
@@ -38,6 +40,32 @@ macro_rules! shared {
         #[inline(always)]
         unsafe fn sub(x: __m512i, y: __m512i) -> __m512i {
             unsafe { _mm512_sub_epi32(x, y) }
+        }
+        #[inline(always)]
+        unsafe fn split(header: __m512i) -> (__m512, [__m512i; GROUPS_PER_SCALE]) {
+            const ABOVE: u32 = 16 - MULTIPLE_BITS;
+            // From both halves of a dword, byte by byte: a negative one is zero.
+            let [high, low, step] = match Self::NARROW {
+                true => [0x0302_0302, 0x0100_0100, 0x0404_0404],
+                false => [0x8080_0302u32.cast_signed(), 0x8080_0100u32.cast_signed(), 0x0404],
+            };
+            unsafe {
+                let field = _mm512_and_si512(header, _mm512_set1_epi32((1 << SCALE_BITS) - 1));
+                let exponent = _mm512_set1_epi32((EXPONENT << 23) as i32);
+                let scale = _mm512_add_epi32(_mm512_slli_epi32::<SCALE_SHIFT>(field), exponent);
+                let take = |bytes: i32| {
+                    let bytes = _mm_setr_epi32(bytes, bytes + step, bytes + 2 * step, bytes + 3 * step);
+                    _mm512_shuffle_epi8(header, _mm512_broadcast_i32x4(bytes))
+                };
+                let (high, low) = (take(high), take(low));
+                let multiples = [
+                    high,
+                    _mm512_slli_epi16::<MULTIPLE_BITS>(high),
+                    _mm512_slli_epi16::<{ 2 * MULTIPLE_BITS }>(high),
+                    low,
+                ];
+                (_mm512_castsi512_ps(scale), multiples.map(|top| _mm512_srai_epi16::<ABOVE>(top)))
+            }
         }
         #[inline(always)]
         unsafe fn zero() -> __m512 {
@@ -114,6 +142,16 @@ impl Level for Words {
     }
 
     #[inline(always)]
+    unsafe fn add_times(sum: __m512i, of_group: __m512i, multiple: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(of_group, multiple)) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiplied(_: [Self::Codes; 2], _: __m512i) -> [Self::Codes; 2] {
+        unreachable!("sums are pairs")
+    }
+
+    #[inline(always)]
     unsafe fn wide_codes(line: __m512i) -> (__m512i, __m512i) {
         (line, line)
     }
@@ -149,6 +187,22 @@ impl Level for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn add_times(sum: __m512i, of_group: __m512i, multiple: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, of_group, multiple) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiplied(codes: [__m512i; 2], multiple: __m512i) -> [__m512i; 2] {
+        unsafe {
+            let multiple = _mm512_or_si512(multiple, _mm512_slli_epi32::<16>(multiple));
+            // Two bytes at once: none is above 255 in the end, so that in 16 bits they keep apart.
+            let minus_eight = _mm512_mullo_epi16(multiple, _mm512_set1_epi16(8 * 0x101));
+            let zero = _mm512_sub_epi16(_mm512_set1_epi16((ZERO * 0x101) as i16), minus_eight);
+            codes.map(|codes| _mm512_add_epi16(_mm512_mullo_epi16(codes, multiple), zero))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn wide_codes(line: __m512i) -> __m512i {
         line
     }
@@ -173,8 +227,31 @@ pub(super) fn streams(tokens: usize) -> usize {
     }
 }
 
+/// Call `$inner::<$parameters.., WIDE, S, T>` for so many streams and tokens.
+macro_rules! for_tile {
+    ($level:ty, $inner:ident::<$($parameter:ident),*>, $may_be_wide:expr, $streams:expr, $tokens:expr, $tile:expr) => {
+        match ($streams, $tokens) {
+            (_, 6) if $may_be_wide && <$level>::NARROW && $tile.wide => $inner::<$($parameter,)* true, 1, 6>($tile),
+            (_, 5) if $may_be_wide && <$level>::NARROW && $tile.wide => $inner::<$($parameter,)* true, 1, 5>($tile),
+            (4, _) => $inner::<$($parameter,)* false, 4, 1>($tile),
+            (2, 1) => $inner::<$($parameter,)* false, 2, 1>($tile),
+            (2, _) => $inner::<$($parameter,)* false, 2, 2>($tile),
+            (_, 1) => $inner::<$($parameter,)* false, 1, 1>($tile),
+            (_, 2) => $inner::<$($parameter,)* false, 1, 2>($tile),
+            (_, 3) => $inner::<$($parameter,)* false, 1, 3>($tile),
+            (_, 4) => $inner::<$($parameter,)* false, 1, 4>($tile),
+            (_, 5) => $inner::<$($parameter,)* false, 1, 5>($tile),
+            (_, 6) => $inner::<$($parameter,)* false, 1, 6>($tile),
+            (_, 7) => $inner::<$($parameter,)* false, 1, 7>($tile),
+            (_, _) => $inner::<$($parameter,)* false, 1, 8>($tile),
+        }
+    };
+}
+
 macro_rules! entry {
-    ($(#[$doc:meta])* $name:ident, $inner:ident, $of_format:ident, $level:ty, $features:literal) => {
+    (
+        $(#[$doc:meta])* $name:ident, $inner:ident, $of_format:ident, $shared:ident, $level:ty, $features:literal
+    ) => {
         #[target_feature(enable = $features)]
         unsafe fn $inner<
             const BITS: usize,
@@ -190,35 +267,30 @@ macro_rules! entry {
             unsafe { panels::<$level, BITS, SPAN, SYM, WIDE, S, 2, T>(tile, 0) }
         }
 
+        #[target_feature(enable = $features)]
+        unsafe fn $shared<const WIDE: bool, const S: usize, const T: usize>(tile: &Tile) {
+            // SAFETY: the caller's duty.
+            unsafe { shared_panels::<$level, WIDE, S, 2, T>(tile, 0) }
+        }
+
         unsafe fn $of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(
             streams: usize,
             tokens: usize,
             tile: &Tile,
         ) {
             // SAFETY: the caller's duty.
-            unsafe {
-                match (streams, tokens) {
-                    (_, 6) if BITS == 4 && <$level>::NARROW && tile.wide => $inner::<BITS, SPAN, SYM, true, 1, 6>(tile),
-                    (_, 5) if BITS == 4 && <$level>::NARROW && tile.wide => $inner::<BITS, SPAN, SYM, true, 1, 5>(tile),
-                    (4, _) => $inner::<BITS, SPAN, SYM, false, 4, 1>(tile),
-                    (2, 1) => $inner::<BITS, SPAN, SYM, false, 2, 1>(tile),
-                    (2, _) => $inner::<BITS, SPAN, SYM, false, 2, 2>(tile),
-                    (_, 1) => $inner::<BITS, SPAN, SYM, false, 1, 1>(tile),
-                    (_, 2) => $inner::<BITS, SPAN, SYM, false, 1, 2>(tile),
-                    (_, 3) => $inner::<BITS, SPAN, SYM, false, 1, 3>(tile),
-                    (_, 4) => $inner::<BITS, SPAN, SYM, false, 1, 4>(tile),
-                    (_, 5) => $inner::<BITS, SPAN, SYM, false, 1, 5>(tile),
-                    (_, 6) => $inner::<BITS, SPAN, SYM, false, 1, 6>(tile),
-                    (_, 7) => $inner::<BITS, SPAN, SYM, false, 1, 7>(tile),
-                    (_, _) => $inner::<BITS, SPAN, SYM, false, 1, 8>(tile),
-                }
-            }
+            unsafe { for_tile!($level, $inner::<BITS, SPAN, SYM>, BITS == 4, streams, tokens, tile) }
         }
 
         $(#[$doc])*
         pub(super) unsafe fn $name(streams: usize, tokens: usize, tile: &Tile) {
             // SAFETY: the caller's duty.
-            unsafe { for_format!(tile.format, $of_format(streams, tokens, tile)) }
+            unsafe {
+                if tile.format.is_shared() {
+                    return for_tile!($level, $shared::<>, true, streams, tokens, tile);
+                }
+                for_format!(tile.format, $of_format(streams, tokens, tile));
+            }
         }
     };
 }
@@ -228,40 +300,38 @@ entry!(
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL and DQ.
-    words, words_panels, words_of_format, Words, "avx512f,avx512bw,avx512vl,avx512dq"
+    words, words_panels, words_of_format, words_shared, Words, "avx512f,avx512bw,avx512vl,avx512dq"
 );
 entry!(
     /// At most 8 tokens times one panel, or as [`streams`] says several.
     ///
     /// # Safety
     /// As [`super::tile::scalar`], and the processor has AVX-512 F, BW, VL, DQ and VNNI.
-    vnni, vnni_panels, vnni_of_format, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+    vnni, vnni_panels, vnni_of_format, vnni_shared, Vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );
-
-/// The tokens of a large tile times its first panel; `next` is the first byte of what is read after that.
-///
-/// # Safety
-/// As [`super::tile::scalar`], of 4-bit codes in groups of 32; the processor has AVX-512 F, BW, VL, DQ and VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) unsafe fn large(tokens: usize, tile: &Tile, next: *const u8) {
-    // SAFETY: the caller's duty.
-    unsafe {
-        match tile.format.symmetric {
-            true => many::<Vnni, true>(tokens, tile, next),
-            false => many::<Vnni, false>(tokens, tile, next),
-        }
-    }
-}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn block_of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(
     tokens: usize,
     tile: &Tile,
+    ahead: Ahead,
     waiting: Waiting,
     between: impl FnMut(usize),
 ) {
     // SAFETY: the caller's duty.
-    unsafe { block::<Vnni, BITS, SPAN, SYM>(tokens, tile, waiting, between) }
+    unsafe { block::<Vnni, BITS, SPAN, SYM>(tokens, tile, ahead, waiting, between) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn block_of_shared<const BY_CODES: bool>(
+    tokens: usize,
+    tile: &Tile,
+    ahead: Ahead,
+    waiting: Waiting,
+    between: impl FnMut(usize),
+) {
+    // SAFETY: the caller's duty.
+    unsafe { shared_block::<Vnni, BY_CODES>(tokens, tile, ahead, waiting, between) }
 }
 
 /// The tokens of a block times the tile's first panel, see [`block`].
@@ -271,9 +341,19 @@ unsafe fn block_of_format<const BITS: usize, const SPAN: usize, const SYM: bool>
 pub(super) unsafe fn block_of_tokens(
     tokens: usize,
     tile: &Tile,
+    ahead: Ahead,
     waiting: Waiting,
     between: impl FnMut(usize),
 ) {
     // SAFETY: the caller's duty.
-    unsafe { for_format!(tile.format, block_of_format(tokens, tile, waiting, between)) }
+    unsafe {
+        // To multiply codes is more work, but once for all tokens.
+        if tile.format.is_shared() && tokens > LARGE_TILE {
+            return block_of_shared::<true>(tokens, tile, ahead, waiting, between);
+        }
+        if tile.format.is_shared() {
+            return block_of_shared::<false>(tokens, tile, ahead, waiting, between);
+        }
+        for_format!(tile.format, block_of_format(tokens, tile, ahead, waiting, between));
+    }
 }

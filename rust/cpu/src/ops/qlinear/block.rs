@@ -1,18 +1,19 @@
-//! The tile kernel of a prefill, which takes a panel's codes apart once for many tokens.
+//! The tile kernel of many tokens, which takes a panel's codes apart once for all of them.
 //!
 //! The codes of 32 columns are 16 vectors. They stay in registers while the tokens pass, a few at a time; the f32 sums of
-//! the tokens wait in the first cache, and so do the integer sums of a span of 64 columns between its halves. Where
+//! the tokens wait in the first cache, and so do the integer sums of a longer span between its parts. Where
 //! [`panels`](super::kernel::panels) takes codes apart for every six tokens, and has no register left for what comes next,
 //! here the multiplier has hardly anything to wait for. The order of operations of every output is the same.
 
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
-use super::activations::{BLOCK_TILE, HEAD_BYTES, LINE};
-use super::blocks::Waiting;
+use super::activations::{BLOCK_TILE, HEAD_BYTES, LINE, SHARED_HEAD_BYTES};
+use super::blocks::{Ahead, Waiting};
 use super::kernel::Level;
-use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::packed::{PANEL, STEP_BYTES, block_header_bytes, groups_per_block};
+use super::shared::{CODE_BYTES, HEADER_BYTES};
 use super::tile::Tile;
-use crate::quant::QuantFormat;
+use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
 
 /// Tokens that pass together. Of 3 to 6, with their sums in registers beside the codes, 5 are fastest on Zen 5.
 const TOGETHER: usize = 5;
@@ -20,6 +21,8 @@ const TOGETHER: usize = 5;
 const PART: usize = LINE / 2;
 /// The pieces of four columns in which they are multiplied.
 const PIECES: usize = PART / 4;
+/// Where a head has the negated sum of its span.
+const SUM: usize = 4;
 
 /// A part of a span of a panel, in registers: two vectors of rows.
 struct Part<L: Level> {
@@ -27,6 +30,8 @@ struct Part<L: Level> {
     scales: [L::Float; 2],
     /// None when symmetric.
     zeros: Option<[L::Int; 2]>,
+    /// What the products are multiplied by, which are those of one group; None when nothing.
+    multiples: Option<[L::Int; 2]>,
 }
 
 /// Where the tokens of a block are: their integers and heads of a part, and their sums.
@@ -34,6 +39,9 @@ struct Part<L: Level> {
 struct Tokens {
     ints: *const u8,
     heads: *const u8,
+    head_bytes: usize,
+    /// Where a head has what sums start from, times the zeros of the panel if it has some.
+    start: usize,
     waiting: Waiting,
 }
 
@@ -43,7 +51,9 @@ impl Tokens {
     fn after(self, count: usize) -> Self {
         Self {
             ints: self.ints.wrapping_add(count * LINE),
-            heads: self.heads.wrapping_add(count * HEAD_BYTES),
+            heads: self.heads.wrapping_add(count * self.head_bytes),
+            head_bytes: self.head_bytes,
+            start: self.start,
             waiting: Waiting {
                 sums: self.waiting.sums.wrapping_add(count * PANEL),
                 ints: self.waiting.ints.wrapping_add(count * PANEL),
@@ -63,14 +73,16 @@ impl Tokens {
 pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const SYM: bool>(
     tokens: usize,
     tile: &Tile,
+    ahead: Ahead,
     waiting: Waiting,
     mut between: impl FnMut(usize),
 ) {
     // Only the longest span is shared by several sizes of groups.
     let group_size = if SPAN == LINE { tile.format.group_size } else { SPAN };
-    let format = QuantFormat { bits: BITS, group_size, symmetric: SYM };
+    let format = QuantFormat::new(BITS, group_size, SYM);
     let code_bytes = group_size * PANEL * BITS / 8;
-    let mut at = Tokens { ints: tile.ints, heads: tile.heads, waiting };
+    let (ints, heads) = (tile.ints, tile.heads);
+    let mut at = Tokens { ints, heads, head_bytes: HEAD_BYTES, start: SUM, waiting };
     // From a span to the next one: another line of every token, or the other half of this one.
     let mut hops = if SPAN == LINE { [tokens * LINE; 2] } else { [PART, tokens * LINE - PART] };
     let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
@@ -78,13 +90,11 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
     // SAFETY: blocks of the panel and the tile's activations one after another, promised by the caller, who has the
     // level; the sums have room for all tokens.
     unsafe {
-        for vector in 0..2 * tokens {
-            L::store(waiting.sums.add(vector * L::WIDTH), L::WIDTH, std::ptr::null(), L::zero());
-        }
+        clear::<L>(tokens, waiting);
         while left > 0 {
-            let here = left.min(GROUPS_PER_BLOCK);
+            let here = left.min(groups_per_block(format));
             let header = block_header_bytes(format, here);
-            tile.reach.ask_for(block.wrapping_add(tile.reach.ahead), header);
+            ahead.ask_for(block, header);
             for group in 0..here {
                 between(tile.groups - left + group);
                 let scales = [0, 1].map(|part| L::load_f16(block.add(2 * (group * PANEL + part * L::WIDTH))));
@@ -95,7 +105,7 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
                 let codes = block.add(header + group * code_bytes);
                 for first in (0..group_size).step_by(SPAN) {
                     let of_span = codes.add(first * PANEL * BITS / 8);
-                    span::<L, BITS, SPAN>(tokens, tile, of_span, scales, zeros, at);
+                    span::<L, BITS, SPAN>(tokens, ahead, of_span, scales, zeros, at);
                     at.ints = at.ints.wrapping_add(hops[0]);
                     hops.swap(0, 1);
                     at.heads = at.heads.wrapping_add(tokens * HEAD_BYTES);
@@ -114,7 +124,7 @@ pub(super) unsafe fn block<L: Level, const BITS: usize, const SPAN: usize, const
 #[inline(always)]
 unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
     tokens: usize,
-    tile: &Tile,
+    ahead: Ahead,
     codes: *const u8,
     scales: [L::Float; 2],
     zeros: Option<[L::Int; 2]>,
@@ -123,25 +133,93 @@ unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
     let bytes = PART * PANEL * BITS / 8;
     // SAFETY: the parts of the span, promised by the caller.
     unsafe {
-        tile.reach.ask_for(codes.wrapping_add(tile.reach.ahead), bytes);
-        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
+        ahead.ask_for(codes, bytes);
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes, None), scales, zeros, multiples: None };
         if SPAN == PART {
             return pass_all::<L, BITS, true, true>(tokens, &part, at);
         }
         pass_all::<L, BITS, true, false>(tokens, &part, at);
         let codes = codes.add(bytes);
-        tile.reach.ask_for(codes.wrapping_add(tile.reach.ahead), bytes);
-        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros };
+        ahead.ask_for(codes, bytes);
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes, None), scales, zeros, multiples: None };
         pass_all::<L, BITS, false, true>(tokens, &part, Tokens { ints: at.ints.add(PART), ..at });
     }
 }
 
-/// The codes of a part, ready to multiply.
+/// [`block`] of codes of 4 bits in groups of which four share a scale. Multiples are multiplied by the codes if `BY_CODES`,
+/// else by the sums of their products.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+pub(super) unsafe fn shared_block<L: Level, const BY_CODES: bool>(
+    tokens: usize,
+    tile: &Tile,
+    ahead: Ahead,
+    waiting: Waiting,
+    mut between: impl FnMut(usize),
+) {
+    let (ints, heads) = (tile.ints, tile.heads);
+    let mut at = Tokens { ints, heads, head_bytes: SHARED_HEAD_BYTES, start: SUM, waiting };
+    let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
+    debug_assert!(PANEL == 2 * L::WIDTH && tokens <= BLOCK_TILE && !L::NARROW && L::OFFSET == 0);
+    // SAFETY: as in `block`.
+    unsafe {
+        clear::<L>(tokens, waiting);
+        while left > 0 {
+            let here = left.min(GROUPS_PER_SCALE);
+            ahead.ask_for(block, HEADER_BYTES);
+            let headers = [0, 1].map(|part| L::split(L::load(block.add(4 * part * L::WIDTH))));
+            let scales = headers.map(|(scale, _)| scale);
+            for group in 0..here {
+                between(tile.groups - left + group);
+                let codes = block.add(HEADER_BYTES + group * CODE_BYTES);
+                ahead.ask_for(codes, CODE_BYTES);
+                let multiples = headers.map(|(_, multiples)| multiples[group]);
+                let (codes, multiples) = match BY_CODES {
+                    true => (take_apart::<L, 4>(codes, Some(multiples)), None),
+                    false => (take_apart::<L, 4>(codes, None), Some(multiples)),
+                };
+                let part = Part::<L> { codes, scales, zeros: None, multiples };
+                let ints = at.ints.wrapping_add(group / 2 * (tokens * LINE) + group % 2 * PART);
+                let start = if BY_CODES { at.start } else { HEAD_BYTES + 4 * group };
+                let at = Tokens { ints, start, ..at };
+                match (group == 0, group + 1 == here) {
+                    (true, true) => pass_all::<L, 4, true, true>(tokens, &part, at),
+                    (true, false) => pass_all::<L, 4, true, false>(tokens, &part, at),
+                    (false, false) => pass_all::<L, 4, false, false>(tokens, &part, at),
+                    (false, true) => pass_all::<L, 4, false, true>(tokens, &part, at),
+                }
+            }
+            at.ints = at.ints.wrapping_add(2 * tokens * LINE);
+            at.heads = at.heads.wrapping_add(tokens * SHARED_HEAD_BYTES);
+            block = block.add(HEADER_BYTES + here * CODE_BYTES);
+            left -= here;
+        }
+    }
+}
+
+/// Let the sums of all tokens be zero.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+unsafe fn clear<L: Level>(tokens: usize, waiting: Waiting) {
+    for vector in 0..2 * tokens {
+        // SAFETY: the sums have room for all tokens.
+        unsafe { L::store(waiting.sums.add(vector * L::WIDTH), L::WIDTH, std::ptr::null(), L::zero()) };
+    }
+}
+
+/// The codes of a part, ready to multiply; times their multiples, if they have some.
 ///
 /// # Safety
 /// `from` is the first step's; the processor has the level.
 #[inline(always)]
-unsafe fn take_apart<L: Level, const BITS: usize>(from: *const u8) -> [[L::Codes; 2]; PIECES] {
+unsafe fn take_apart<L: Level, const BITS: usize>(
+    from: *const u8,
+    multiples: Option<[L::Int; 2]>,
+) -> [[L::Codes; 2]; PIECES] {
     let per_step = 8 / BITS;
     // SAFETY: the steps of a part, promised by the caller.
     unsafe {
@@ -149,7 +227,10 @@ unsafe fn take_apart<L: Level, const BITS: usize>(from: *const u8) -> [[L::Codes
         for step in 0..PIECES / per_step {
             for part in 0..2 {
                 let line = L::load(from.add(step * STEP_BYTES + 4 * part * L::WIDTH));
-                let pieces = L::codes::<BITS>(line);
+                let mut pieces = L::codes::<BITS>(line);
+                if let Some(multiples) = multiples {
+                    pieces = L::multiplied(pieces, multiples[part]);
+                }
                 for piece in 0..per_step {
                     codes[step * per_step + piece][part] = pieces[piece];
                 }
@@ -199,13 +280,13 @@ unsafe fn pass<L: Level, const BITS: usize, const FIRST: bool, const LAST: bool,
         let mut products = [[L::splat(0); 2]; T];
         for token in 0..T {
             let waiting = at.waiting.ints.add(token * PANEL);
-            let minus_sum = at.heads.add(token * HEAD_BYTES + 4).cast::<i32>().read_unaligned();
+            let start = at.heads.add(token * at.head_bytes + at.start).cast::<i32>().read_unaligned();
             for part in 0..2 {
-                products[token][part] = match of_panel.zeros {
-                    _ if !FIRST => L::load(waiting.add(part * L::WIDTH).cast()),
+                products[token][part] = match (of_panel.multiples, of_panel.zeros) {
+                    (None, _) if !FIRST => L::load(waiting.add(part * L::WIDTH).cast()),
+                    (None, Some(zeros)) => L::mul16(zeros[part], L::splat(start)),
                     // The head has the zero already.
-                    None => L::splat(minus_sum),
-                    Some(zeros) => L::mul16(zeros[part], L::splat(minus_sum)),
+                    _ => L::splat(start),
                 };
             }
         }
@@ -220,14 +301,21 @@ unsafe fn pass<L: Level, const BITS: usize, const FIRST: bool, const LAST: bool,
             }
         }
         for token in 0..T {
+            let waiting = at.waiting.ints.add(token * PANEL);
+            if let Some(multiples) = of_panel.multiples {
+                for part in 0..2 {
+                    let before =
+                        if FIRST { L::splat(0) } else { L::load(waiting.add(part * L::WIDTH).cast()) };
+                    products[token][part] = L::add_times(before, products[token][part], multiples[part]);
+                }
+            }
             if !LAST {
                 for part in 0..2 {
-                    let waiting = at.waiting.ints.add(token * PANEL + part * L::WIDTH);
-                    L::store_ints(waiting, products[token][part]);
+                    L::store_ints(waiting.add(part * L::WIDTH), products[token][part]);
                 }
                 continue;
             }
-            let x_scale = L::splat_float(at.heads.add(token * HEAD_BYTES).cast::<f32>().read_unaligned());
+            let x_scale = L::splat_float(at.heads.add(token * at.head_bytes).cast::<f32>().read_unaligned());
             for part in 0..2 {
                 let sum = at.waiting.sums.add(token * PANEL + part * L::WIDTH);
                 let factor = L::mul(x_scale, of_panel.scales[part]);

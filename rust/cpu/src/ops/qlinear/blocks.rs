@@ -1,10 +1,10 @@
-//! How blocks of tokens meet the panels.
+//! How blocks of tokens, or the few more than a tile that make one block, meet the panels.
 
 use std::mem::MaybeUninit;
 
 use super::Then;
 use super::activations::BLOCK_TILE;
-use super::call::Call;
+use super::call::{Call, ITEM_BYTES, ITEMS_PER_WORKER};
 use super::packed::PANEL;
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::{Reach, Tuning};
@@ -37,7 +37,42 @@ struct Near {
     ints: OfPanel<i32>,
 }
 
+/// How the weights of a panel are asked for, and those that are read after it.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    reach: Reach,
+    /// First byte after the panel, and first byte of what is read after it.
+    end: *const u8,
+    next: *const u8,
+}
+
+impl Ahead {
+    /// Ask for so many bytes that are read [`Reach::ahead`] after those at `from`: of the panel, or of what is read after it.
+    #[inline(always)]
+    pub(super) fn ask_for(self, from: *const u8, bytes: usize) {
+        let mut to_come = from.wrapping_add(self.reach.ahead);
+        if to_come >= self.end {
+            to_come = self.next.wrapping_add(to_come.addr() - self.end.addr());
+        }
+        self.reach.ask_for(to_come, bytes);
+    }
+}
+
 impl Call<'_> {
+    /// Share the units, each of which meets the one block of all tokens, over the workers, some at a time.
+    pub(super) fn one_block(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
+        let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
+        let (units, wanted) = (self.weight.panels() / panels_per_unit, ITEMS_PER_WORKER * worker.count());
+        let whole = ITEM_BYTES.div_ceil(panels_per_unit * self.weight.panel_bytes());
+        let at_once = whole.min(units / wanted).max(1);
+        let work = |item: usize| {
+            for unit in item * at_once..units.min((item + 1) * at_once) {
+                self.block(unit, units, 0, Tuning::get().large);
+            }
+        };
+        worker.share_then(units.div_ceil(at_once), work, at_end);
+    }
+
     /// Share the blocks, and of each the units, over the workers: a block stays in the second cache, while one panel after
     /// another comes from memory or the last cache, which takes a tenth of the time that it is multiplied for.
     pub(super) fn block_by_block(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
@@ -48,14 +83,14 @@ impl Call<'_> {
         let work = |item: usize| {
             let first = item % items * at_once;
             for unit in first..units.min(first + at_once) {
-                self.block(unit, units, item / items);
+                self.block(unit, units, item / items, Reach::kept(Tuning::get().many));
             }
         };
         worker.share_then(items * blocks, work, at_end);
     }
 
     /// One unit of `units` times a block.
-    fn block(&self, unit: usize, units: usize, block: usize) {
+    fn block(&self, unit: usize, units: usize, block: usize, reach: Reach) {
         let (begin, tokens) = self.tiles.range(block);
         let (ints, heads) = self.tiles.offsets(block);
         let mut near = MaybeUninit::<Near>::uninit();
@@ -67,18 +102,27 @@ impl Call<'_> {
         let rows = PANEL.min(self.weight.rows() - row);
         let mut panels = self.panels(unit, units).zip(sums).peekable();
         while let Some((panel, sums)) = panels.next() {
+            let weights = self.weight.panel(panel);
+            let end = weights.wrapping_add(self.weight.panel_bytes());
+            let next = match panels.peek() {
+                // Where more than a panel lies between, the partner is not the next one either.
+                _ if reach.ahead >= self.weight.panel_bytes() => end,
+                Some((partner, _)) => self.weight.panel(*partner),
+                None => self.weight.panel(unit).wrapping_add(self.weight.panel_bytes()),
+            };
             let mut tile = Tile {
                 format: self.weight.format(),
                 groups: self.weight.groups(),
                 panels: [Panel::NONE; MAX_STREAMS],
                 wide: false,
-                reach: Reach::kept(Tuning::get().many),
+                reach: Reach::NONE,
                 spread: 0,
                 ints: self.activations.wrapping_add(ints),
                 heads: self.activations.wrapping_add(heads),
                 out_stride: 0,
             };
-            tile.panels[0].weights = self.weight.panel(panel);
+            tile.panels[0].weights = weights;
+            let ahead = Ahead { reach, end, next };
             let waiting = Waiting { sums, ints: waiting_ints.cast() };
             let (is_last, each) = (panels.peek().is_none(), tokens.div_ceil(tile.groups));
             // The outputs of a block are lines that lie far apart, often out of the caches, and the stores of all of them at
@@ -93,10 +137,13 @@ impl Call<'_> {
             // this kernel.
             #[cfg(target_arch = "x86_64")]
             unsafe {
-                super::avx512::block_of_tokens(tokens, &tile, waiting, between);
+                super::avx512::block_of_tokens(tokens, &tile, ahead, waiting, between);
             }
             #[cfg(not(target_arch = "x86_64"))]
-            unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.sums, between(0));
+            {
+                ahead.ask_for(weights, 0);
+                unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.sums, between(0));
+            }
         }
         let products = Products { sums, begin, tokens, row, rows };
         bring(self.isa, &products, self.then, self.bias, self.out);

@@ -139,7 +139,7 @@ impl Call<'_> {
         if self.tiles.tokens <= FEW && self.tiles.count == 1 {
             self.stream(worker, at_end);
         } else if self.tiles.is_large() {
-            self.large(worker, at_end);
+            self.one_block(worker, at_end);
         } else if self.tiles.tokens >= MANY && self.weight.format().bits == 4 && likes_wide(self.isa) {
             self.widen_and_tile(worker, at_end);
         } else if self.tiles.blocks {

@@ -3,10 +3,10 @@
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
 use super::activations::{HEAD_BYTES, LINE};
-use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::packed::{PANEL, STEP_BYTES, block_header_bytes, groups_per_block};
 use super::tile::Tile;
 use super::wide::{WIDE_SCALE_BYTES, wide_header_bytes};
-use crate::quant::QuantFormat;
+use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
 
 /// Steps of 4-bit codes whose products fit a sum of 16 bits: 8 times 2 times 15 * 127.
 const CHUNK_STEPS: usize = 4;
@@ -46,6 +46,13 @@ pub(super) trait Level {
     /// Products of lanes that fit 16 bits, the first not negative.
     unsafe fn mul16(x: Self::Int, y: Self::Int) -> Self::Int;
     unsafe fn sub(x: Self::Int, y: Self::Int) -> Self::Int;
+    /// The scale that groups share (see [`super::shared`]), and of each group the multiple: in both halves of a lane where
+    /// [`dot`](Self::dot) makes [pairs of sums](Self::NARROW), else in the low one alone.
+    unsafe fn split(header: Self::Int) -> (Self::Float, [Self::Int; GROUPS_PER_SCALE]);
+    /// Add a group's sums, of [`dot`](Self::dot) of 4-bit codes, times their multiples.
+    unsafe fn add_times(sum: Self::Int, of_group: Self::Int, multiple: Self::Int) -> Self::Int;
+    /// Codes of 4 bits times their multiples, plus [`ZERO`](super::shared::ZERO); only where sums are not pairs.
+    unsafe fn multiplied(codes: [Self::Codes; 2], multiple: Self::Int) -> [Self::Codes; 2];
 
     unsafe fn zero() -> Self::Float;
     unsafe fn splat_float(x: f32) -> Self::Float;
@@ -90,9 +97,9 @@ pub(super) unsafe fn panels<
     let row = first * L::WIDTH;
     // Only the longest span is shared by several sizes of groups.
     let group_size = if SPAN == LINE { tile.format.group_size } else { SPAN };
-    let format = QuantFormat { bits: BITS, group_size, symmetric: SYM };
+    let format = QuantFormat::new(BITS, group_size, SYM);
     let (code_bits, scale_bytes, per_block) =
-        if WIDE { (8, WIDE_SCALE_BYTES, 1) } else { (BITS, 2, GROUPS_PER_BLOCK) };
+        if WIDE { (8, WIDE_SCALE_BYTES, 1) } else { (BITS, 2, groups_per_block(format)) };
     let (spans, code_bytes) = (group_size / SPAN, group_size * PANEL * code_bits / 8);
     let (mut ints, mut heads) = (tile.ints, tile.heads);
     // From a span to the next one: another line of the tile, or the other half of this one.
@@ -144,15 +151,29 @@ pub(super) unsafe fn panels<
             block += header + here * code_bytes;
             left -= here;
         }
-        for (s, panel) in tile.panels[..S].iter().enumerate() {
-            for token in 0..T {
-                for part in 0..R {
-                    let at = row + part * L::WIDTH;
-                    let rows = panel.rows.saturating_sub(at).min(L::WIDTH);
-                    let bias = if panel.bias.is_null() { panel.bias } else { panel.bias.wrapping_add(at) };
-                    let to = panel.out.wrapping_add(token * tile.out_stride + at);
-                    L::store(to, rows, bias, acc[s][token][part]);
-                }
+        store::<L, S, R, T>(tile, row, &acc);
+    }
+}
+
+/// Bring sums of rows from `row` on to the outputs, the bias added.
+///
+/// # Safety
+/// As [`panels`].
+#[inline(always)]
+pub(super) unsafe fn store<L: Level, const S: usize, const R: usize, const T: usize>(
+    tile: &Tile,
+    row: usize,
+    sums: &[[[L::Float; R]; T]; S],
+) {
+    for (s, panel) in tile.panels[..S].iter().enumerate() {
+        for token in 0..T {
+            for part in 0..R {
+                let at = row + part * L::WIDTH;
+                let rows = panel.rows.saturating_sub(at).min(L::WIDTH);
+                let bias = if panel.bias.is_null() { panel.bias } else { panel.bias.wrapping_add(at) };
+                let to = panel.out.wrapping_add(token * tile.out_stride + at);
+                // SAFETY: the caller's duty.
+                unsafe { L::store(to, rows, bias, sums[s][token][part]) };
             }
         }
     }

@@ -2,14 +2,15 @@
 //!
 //! The numbers: activations become int8 per span of `min(64, group_size)` inputs (see [`quantizer`]). For one output,
 //! the products of a span are summed exactly in int32, and `acc = fma(f32(sum - zero * sum(q)), x_scale * scale, acc)`
-//! over ascending spans, from 0; the bias comes last. Neither the number of rows, of workers, the instruction level nor
+//! over ascending spans, from 0; the bias comes last. Where four groups share a scale, a span is all of them, and `sum` adds
+//! the products of each group times its multiple, an integer too. Neither the number of rows, of workers, the instruction level nor
 //! the tile shapes change a bit of any output. `integer_matmul` in `python/pyrite/quant/reference.py` is the same.
 //!
 //! The forms: one row or two stream the weights, several panels side by side, bound by memory; more rows take the weights
-//! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. Of 4-bit codes
-//! in groups of 32, a [large tile](many) takes 9 to 24 rows at once where VPDPBUSD is there; more rows are cut into
-//! [blocks] there, each of which meets all panels while it lies in the second cache. A norm of the input, and a residual or
-//! a gated activation of the output, can ride along: they change no bit either.
+//! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. Where VPDPBUSD
+//! is there, many rows are cut into [blocks], each of which meets all panels while it lies in the second cache; of 4-bit
+//! codes in groups of 32, 9 to 24 rows make one. A norm of the input, and a residual or a gated activation of the output,
+//! can ride along: they change no bit either.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -22,11 +23,9 @@ mod blocks;
 mod call;
 #[cfg(target_arch = "x86_64")]
 mod kernel;
-mod large;
-#[cfg(target_arch = "x86_64")]
-mod many;
 mod packed;
 mod quantizer;
+mod shared;
 mod tile;
 mod tuning;
 mod wide;
@@ -37,7 +36,7 @@ pub use packed::{PanelQuantizer, QuantizedMatrix};
 /// Bytes in which each worker makes panels of matrices with at most `max_cols` columns wide, two of the largest at least;
 /// None when they overflow.
 pub(in crate::ops) fn wide_bytes(max_cols: usize) -> Option<usize> {
-    let largest = QuantFormat { bits: 4, group_size: 32, symmetric: false };
+    let largest = QuantFormat::new(4, 32, false);
     let of_group = wide::wide_panel_bytes(largest, 1);
     Some(max_cols.div_ceil(32).checked_mul(2 * of_group)?.max(call::WIDE_BYTES))
 }

@@ -1,10 +1,11 @@
 //! Integer weights of a matmul in the order in which the kernels stream them.
 
+use super::shared;
 use super::tile::GroupPlace;
 use crate::error::CpuError;
 use crate::isa::Isa;
 use crate::ops::linear::transpose::{self, BLOCK_BYTES};
-use crate::quant::{NotFinite, QuantFormat, RowQuantizer};
+use crate::quant::{GROUPS_PER_SCALE, NotFinite, QuantFormat, RowQuantizer};
 use crate::tensor::{AlignedBytes, DType};
 
 /// Number of the order of the bytes of a [`QuantizedMatrix`], which packed files carry: raise it with every change of that
@@ -16,7 +17,9 @@ pub(super) const PANEL: usize = 32;
 /// Bytes of the codes of one step: a dword for each row of a panel.
 pub(super) const STEP_BYTES: usize = 4 * PANEL;
 /// Groups whose scales and zeros lie together, so that all lines of codes are lines of the cache.
-pub(super) const GROUPS_PER_BLOCK: usize = 2;
+pub(super) const fn groups_per_block(format: QuantFormat) -> usize {
+    if format.is_shared() { GROUPS_PER_SCALE } else { 2 }
+}
 
 /// A weight matrix `[rows, cols]` of integers, cut into panels of 32 rows, one after another.
 ///
@@ -24,6 +27,9 @@ pub(super) const GROUPS_PER_BLOCK: usize = 2;
 /// first byte to its last. A block is `[group][32 rows]` f16 scales, then (unless symmetric) `[group][32 rows]` u8 zeros,
 /// padded to a cache line, then `[step][32 rows]` dwords of codes. A dword holds eight codes of 4 bits, byte j columns j
 /// (low half) and j + 4, or four codes of 8 bits, byte j column j. Missing rows of the last panel are zeros.
+///
+/// Where four groups share a scale, a block is those four (fewer, at the end), and begins with `[32 rows]` dwords of that
+/// scale and their multiples of it (see [`shared`]).
 pub struct QuantizedMatrix {
     data: AlignedBytes,
     rows: usize,
@@ -64,37 +70,39 @@ impl QuantizedMatrix {
         Ok(Self { data: AlignedBytes::zeroed(bytes)?, rows, cols, format })
     }
 
-    /// The matrix with this canonical form: `codes` `[rows, cols]`, `scales` (bits of f16) and, unless the format is
-    /// symmetric, `zeros`, both `[rows, cols / group_size]`.
+    /// The matrix with this canonical form: `codes` `[rows, cols]`; `scales` (bits of f16), for each row one per group or
+    /// per groups that share one; and `of_groups` `[rows, cols / group_size]`, the zeros unless the format is symmetric,
+    /// or the multiples, i8, of shared scales.
     ///
     /// # Errors
     /// Those of [`zeroed`](Self::zeroed).
     ///
     /// # Panics
-    /// When a length does not fit, or a code or a zero has more bits than the format.
+    /// When a length does not fit, a code or a zero has more bits than the format, or a shared scale or a multiple of it
+    /// is none that the search finds.
     pub fn from_canonical(
         rows: usize,
         cols: usize,
         format: QuantFormat,
         codes: &[u8],
         scales: &[u16],
-        zeros: Option<&[u8]>,
+        of_groups: Option<&[u8]>,
     ) -> Result<Self, CpuError> {
         let matrix = Self::zeroed(rows, cols, format)?;
-        let groups = matrix.groups();
+        let (groups, num_scales) = (matrix.groups(), format.num_scales(cols));
         assert_eq!(codes.len(), rows * cols, "codes");
-        assert_eq!(scales.len(), rows * groups, "scales");
-        assert_eq!(zeros.map(<[u8]>::len), (!format.symmetric).then_some(rows * groups), "zeros");
+        assert_eq!(scales.len(), rows * num_scales, "scales");
+        assert_eq!(of_groups.map(<[u8]>::len), format.has_group_bytes().then_some(rows * groups), "groups");
         let fits = |all: &[u8]| all.iter().all(|code| *code <= format.max_code());
-        assert!(fits(codes) && zeros.is_none_or(fits), "a code has too many bits");
+        assert!(fits(codes) && (format.symmetric || of_groups.is_none_or(fits)), "a code has too many bits");
         let none = vec![format.middle(); groups];
         let mut line = vec![0; cols * format.bits / 8];
         for row in 0..rows {
-            let zeros = zeros.map_or(&none[..], |zeros| &zeros[row * groups..][..groups]);
+            let of_groups = of_groups.map_or(&none[..], |bytes| &bytes[row * groups..][..groups]);
             join_codes(format, &codes[row * cols..][..cols], &mut line);
             // SAFETY: nobody else has the matrix yet.
             unsafe {
-                matrix.store_header(row, &scales[row * groups..][..groups], zeros);
+                matrix.store_header(row, &scales[row * num_scales..][..num_scales], of_groups);
                 matrix.store_line(row, &line);
             }
         }
@@ -203,7 +211,7 @@ impl QuantizedMatrix {
                 let line = &mut lines[index % PANEL * *stride..][..line_bytes];
                 join_codes(self.format, &row.codes, line);
                 // SAFETY: the row is ours.
-                unsafe { self.store_header(index, &row.scales, &row.zeros) };
+                unsafe { self.store_header(index, &row.scales, &row.of_groups) };
             }
             if count == PANEL {
                 // SAFETY: the panel is ours.
@@ -219,14 +227,26 @@ impl QuantizedMatrix {
         Ok(())
     }
 
-    /// Store a row's scales and zeros.
+    /// Store a row's scales, and zeros or multiples.
     ///
     /// # Safety
     /// Nobody else touches this row.
-    unsafe fn store_header(&self, row: usize, scales: &[u16], zeros: &[u8]) {
+    unsafe fn store_header(&self, row: usize, scales: &[u16], of_groups: &[u8]) {
         let (panel, lane) = (self.panel(row / PANEL).cast_mut(), row % PANEL);
-        assert!(row < self.rows && scales.len() == self.groups() && zeros.len() == self.groups());
-        for (group, (scale, zero)) in scales.iter().zip(zeros).enumerate() {
+        assert!(row < self.rows && scales.len() == self.format.num_scales(self.cols));
+        assert!(of_groups.len() == self.groups());
+        if self.format.is_shared() {
+            for (block, (scale, multiples)) in
+                scales.iter().zip(of_groups.chunks(GROUPS_PER_SCALE)).enumerate()
+            {
+                let header = shared::join(*scale, multiples);
+                let to = panel.wrapping_add(self.place(block * GROUPS_PER_SCALE).scales).cast::<u32>();
+                // SAFETY: inside the header of a block of this panel; the row is ours.
+                unsafe { to.add(lane).write(header) };
+            }
+            return;
+        }
+        for (group, (scale, zero)) in scales.iter().zip(of_groups).enumerate() {
             let place = self.place(group);
             // SAFETY: inside the header of a block of this panel; the row is ours.
             unsafe {
@@ -309,6 +329,11 @@ impl QuantizedMatrix {
         let (panel, lane, place) = (self.panel(row / PANEL), row % PANEL, self.place(group));
         // SAFETY: inside the header of a block of the row's panel.
         unsafe {
+            if self.format.is_shared() {
+                let (scale, multiples) =
+                    shared::split(panel.add(place.scales).cast::<u32>().add(lane).read());
+                return (scale * multiples[group % GROUPS_PER_SCALE] as f32, self.format.middle());
+            }
             let scale = half::f16::from_bits(panel.add(place.scales).cast::<u16>().add(lane).read()).to_f32();
             let zero = if self.format.symmetric {
                 self.format.middle()
@@ -332,13 +357,16 @@ impl QuantizedMatrix {
 
 /// Bytes of the scales and zeros of a block of `groups` groups.
 pub(super) const fn block_header_bytes(format: QuantFormat, groups: usize) -> usize {
+    if format.is_shared() {
+        return if groups > 0 { 4 * PANEL } else { 0 };
+    }
     groups * PANEL * 2 + if format.symmetric { 0 } else { (groups * PANEL).next_multiple_of(64) }
 }
 
 fn panel_bytes(cols: usize, format: QuantFormat) -> Option<usize> {
-    let (blocks, left) =
-        (cols / format.group_size / GROUPS_PER_BLOCK, cols / format.group_size % GROUPS_PER_BLOCK);
-    let headers = blocks.checked_mul(block_header_bytes(format, GROUPS_PER_BLOCK))?;
+    let (groups, per_block) = (cols / format.group_size, groups_per_block(format));
+    let (blocks, left) = (groups / per_block, groups % per_block);
+    let headers = blocks.checked_mul(block_header_bytes(format, per_block))?;
     let codes = cols.checked_mul(PANEL * format.bits / 8)?;
     codes.checked_add(headers)?.checked_add(block_header_bytes(format, left))
 }

@@ -2,9 +2,9 @@
 //!
 //! One span: `scale = max|x| / 127`, `q = clamp(round(x / scale), -127, 127)`, ties to even, all f32; a span whose scale is
 //! 0 has q = 0. A span that is not finite has q = 0 and a scale that is not finite: every output of that token becomes
-//! NaN, and the engine finds it there.
+//! NaN, and the engine finds it there. The last of the spans of four groups may be shorter.
 
-use super::activations::LINE;
+use super::activations::{HEAD_BYTES, LINE};
 use crate::isa::Isa;
 use crate::quant::ACTIVATION_SPAN;
 
@@ -22,10 +22,12 @@ pub(super) struct Place {
     pub(super) heads: *mut u8,
     /// Bytes to its next head.
     pub(super) head_stride: usize,
-    /// Inputs that share a scale: a line or half of one.
+    /// Inputs that share a scale: two lines, where groups of weights share theirs, or one line or half of one.
     pub(super) span: usize,
     /// What the negated sums are multiplied by.
     pub(super) zero: i32,
+    /// Whether sums of 4-bit codes are pairs of 16 bits.
+    pub(super) narrow: bool,
 }
 
 /// A scale and the sum of a span's integers.
@@ -42,17 +44,23 @@ pub(super) unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
         unsafe fn avx2(x: &[f32], to: Place) {
             // SAFETY: the caller's duty.
             unsafe {
-                if to.span == HALF {
-                    token(x, to, |x, ints| span_avx2::<HALF>(x, ints));
-                } else {
-                    token(x, to, |x, ints| span_avx2::<ACTIVATION_SPAN>(x, ints));
+                match to.span {
+                    HALF => token(x, to, |x, ints| span_avx2::<HALF>(x, ints)),
+                    LINE => token(x, to, |x, ints| span_avx2::<ACTIVATION_SPAN>(x, ints)),
+                    _ => groups(x, to, |x| scale_avx2(x), |x, scale, ints| group_avx2(x, scale, ints)),
                 }
             }
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
         unsafe fn avx512(x: &[f32], to: Place) {
             // SAFETY: the caller's duty.
-            unsafe { if to.span == HALF { token_avx512::<HALF>(x, to) } else { token_avx512::<LINE>(x, to) } }
+            unsafe {
+                match to.span {
+                    HALF => token_avx512::<HALF>(x, to),
+                    LINE => token_avx512::<LINE>(x, to),
+                    _ => groups(x, to, |x| scale_avx2(x), |x, scale, ints| group_avx2(x, scale, ints)),
+                }
+            }
         }
         // SAFETY: the caller's duty; every level but scalar has AVX2.
         return unsafe { if isa == Isa::Avx2 { avx2(x, to) } else { avx512(x, to) } };
@@ -60,10 +68,10 @@ pub(super) unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
     let _ = isa;
     // SAFETY: the caller's duty.
     unsafe {
-        if to.span == HALF {
-            token(x, to, |x, ints| span_scalar::<HALF>(x, ints));
-        } else {
-            token(x, to, |x, ints| span_scalar::<ACTIVATION_SPAN>(x, ints));
+        match to.span {
+            HALF => token(x, to, |x, ints| span_scalar::<HALF>(x, ints)),
+            LINE => token(x, to, |x, ints| span_scalar::<ACTIVATION_SPAN>(x, ints)),
+            _ => groups(x, to, scale_scalar, |x, scale, ints| whole_scalar(x, scale, ints)),
         }
     }
 }
@@ -91,16 +99,65 @@ unsafe fn token<const SPAN: usize>(
     }
 }
 
+/// Walk the spans of a token whose spans are four groups: `scale_of` a span, then `quantize_group` by it, which returns the
+/// sum of the integers.
+///
+/// # Safety
+/// The place is good for the token.
+#[inline(always)]
+unsafe fn groups(
+    x: &[f32],
+    to: Place,
+    scale_of: impl Fn(&[f32]) -> f32,
+    quantize_group: impl Fn(&[f32; HALF], f32, *mut [i8; HALF]) -> i32,
+) {
+    const SPAN: usize = 2 * LINE;
+    for (index, x) in x.chunks(SPAN).enumerate() {
+        let scale = scale_of(x);
+        let mut sums = [0; SPAN / HALF];
+        // SAFETY: this span's parts of two lines and its head, promised by the caller.
+        unsafe {
+            let lines = to.ints.add(2 * index * to.line_stride);
+            for (group, x) in x.as_chunks::<HALF>().0.iter().enumerate() {
+                let ints = lines.add(group / 2 * to.line_stride + group % 2 * HALF);
+                sums[group] = quantize_group(x, scale, ints.cast());
+            }
+            let head = to.heads.add(index * to.head_stride);
+            head.cast::<f32>().write_unaligned(scale);
+            head.add(4).cast::<i32>().write_unaligned(-sums.iter().sum::<i32>() * to.zero);
+            // The zero of 8 taken away, in one sum or two. That of two is at most 4 * 32 * 127.
+            let two = |sum: i32| ((-4 * sum) & 0xffff) | (-4 * sum) << 16;
+            let starts = sums.map(|sum| if to.narrow { two(sum) } else { -8 * sum });
+            head.add(HEAD_BYTES).cast::<[i32; SPAN / HALF]>().write_unaligned(starts);
+        }
+    }
+}
+
 /// The definition.
 ///
 /// # Safety
 /// `to` can be written.
 #[inline(always)]
 unsafe fn span_scalar<const SPAN: usize>(x: &[f32; SPAN], to: *mut [i8; SPAN]) -> Head {
+    let scale = scale_scalar(x);
+    // SAFETY: the caller's duty.
+    (scale, unsafe { whole_scalar(x, scale, to) })
+}
+
+/// The scale of a span.
+fn scale_scalar(x: &[f32]) -> f32 {
     // The bits of magnitudes are in the order of their values, infinity and NaN above all others.
     let largest = x.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
-    let scale = f32::from_bits(largest) / 127.0;
-    let mut whole = [0i8; SPAN];
+    f32::from_bits(largest) / 127.0
+}
+
+/// Make numbers whole by a scale; returns the sum.
+///
+/// # Safety
+/// `to` can be written.
+#[inline(always)]
+unsafe fn whole_scalar<const N: usize>(x: &[f32; N], scale: f32, to: *mut [i8; N]) -> i32 {
+    let mut whole = [0i8; N];
     if scale != 0.0 && scale.is_finite() {
         for (whole, value) in whole.iter_mut().zip(x) {
             *whole = (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
@@ -108,54 +165,81 @@ unsafe fn span_scalar<const SPAN: usize>(x: &[f32; SPAN], to: *mut [i8; SPAN]) -
     }
     // SAFETY: the caller's duty.
     unsafe { to.write(whole) };
-    (scale, whole.iter().map(|whole| i32::from(*whole)).sum())
+    whole.iter().map(|whole| i32::from(*whole)).sum()
 }
 
 /// The same with AVX2.
 ///
 /// # Safety
-/// `to` can be written; reached from code compiled for AVX2, on a processor that has it.
+/// As [`group_avx2`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "indices tie registers to places")]
 unsafe fn span_avx2<const SPAN: usize>(x: &[f32; SPAN], to: *mut [i8; SPAN]) -> Head {
+    // SAFETY: the parts of the span, and the caller's duty.
+    unsafe {
+        let scale = scale_avx2(x);
+        let mut sum = 0;
+        for (part, x) in x.as_chunks::<HALF>().0.iter().enumerate() {
+            sum += group_avx2(x, scale, to.cast::<[i8; HALF]>().add(part));
+        }
+        (scale, sum)
+    }
+}
+
+/// [`scale_scalar`] of whole groups with AVX2.
+///
+/// # Safety
+/// Reached from code compiled for AVX2, on a processor that has it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn scale_avx2(x: &[f32]) -> f32 {
     use std::arch::x86_64::*;
     // SAFETY: the span's elements, and the caller's duty.
     unsafe {
-        let mut values = [_mm256_setzero_ps(); ACTIVATION_SPAN / 8];
-        let mut largest = _mm256_setzero_si256();
-        for part in 0..SPAN / 8 {
-            values[part] = _mm256_loadu_ps(x.as_ptr().add(8 * part));
-            let magnitude = _mm256_and_si256(_mm256_castps_si256(values[part]), _mm256_set1_epi32(i32::MAX));
-            largest = _mm256_max_epu32(largest, magnitude);
+        let mut largest = [_mm256_setzero_si256(); 4];
+        for x in x.as_chunks::<HALF>().0 {
+            for (part, largest) in largest.iter_mut().enumerate() {
+                let bits = _mm256_loadu_si256(x.as_ptr().add(8 * part).cast());
+                *largest = _mm256_max_epu32(*largest, _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX)));
+            }
         }
+        let [a, b, c, d] = largest;
+        let mut largest = _mm256_max_epu32(_mm256_max_epu32(a, b), _mm256_max_epu32(c, d));
         largest = _mm256_max_epu32(largest, _mm256_permute2x128_si256::<1>(largest, largest));
         largest = _mm256_max_epu32(largest, _mm256_shuffle_epi32::<0b01_00_11_10>(largest));
         largest = _mm256_max_epu32(largest, _mm256_shuffle_epi32::<0b10_11_00_01>(largest));
-        let scale = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(127.0));
-        let bits = _mm256_castps_si256(scale);
-        let infinity = _mm256_set1_epi32(f32::INFINITY.to_bits() as i32);
-        let not_zero = _mm256_cmpgt_epi32(bits, _mm256_setzero_si256());
-        let valid = _mm256_and_si256(not_zero, _mm256_cmpgt_epi32(infinity, bits));
+        _mm256_cvtss_f32(_mm256_castsi256_ps(largest)) / 127.0
+    }
+}
+
+/// [`whole_scalar`] of a group with AVX2.
+///
+/// # Safety
+/// `to` can be written; reached from code compiled for AVX2, on a processor that has it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn group_avx2(x: &[f32; HALF], scale: f32, to: *mut [i8; HALF]) -> i32 {
+    use std::arch::x86_64::*;
+    // SAFETY: the group's elements, and the caller's duty.
+    unsafe {
+        let valid = _mm256_set1_epi32(if scale != 0.0 && scale.is_finite() { -1 } else { 0 });
+        let scale = _mm256_set1_ps(scale);
         // The conversion rounds ties to even, as nobody changes the rounding mode; the packing below keeps to 127.
-        let whole = |value| {
+        let whole = |quarter: usize| {
+            let value = _mm256_loadu_ps(x.as_ptr().add(8 * quarter));
             let whole = _mm256_cvtps_epi32(_mm256_div_ps(value, scale));
             _mm256_and_si256(valid, _mm256_max_epi32(whole, _mm256_set1_epi32(-127)))
         };
-        let mut sum = _mm256_setzero_si256();
-        for part in 0..SPAN / 32 {
-            let of = |quarter: usize| whole(values[4 * part + quarter]);
-            let pairs = [_mm256_packs_epi32(of(0), of(1)), _mm256_packs_epi32(of(2), of(3))];
-            let mixed = _mm256_packs_epi16(pairs[0], pairs[1]);
-            let bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            _mm256_storeu_si256(to.cast::<u8>().add(32 * part).cast(), bytes);
-            let twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)));
-        }
+        let pairs = [_mm256_packs_epi32(whole(0), whole(1)), _mm256_packs_epi32(whole(2), whole(3))];
+        let mixed = _mm256_packs_epi16(pairs[0], pairs[1]);
+        let bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(to.cast(), bytes);
+        let twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let sum = _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
         let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
         let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
         let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-        (_mm256_cvtss_f32(scale), _mm_cvtsi128_si32(sum))
+        _mm_cvtsi128_si32(sum)
     }
 }
 
@@ -236,10 +320,16 @@ mod tests {
     use super::*;
 
     fn quantized(isa: Isa, x: &[f32], span: usize) -> (Vec<u8>, Vec<u8>) {
-        let x = &x[..x.len() - x.len() % span];
-        let (mut ints, mut heads) = (vec![0; x.len().next_multiple_of(LINE)], vec![0; x.len() / span * 8]);
+        // Only the longest spans may end early.
+        let (x, head_stride) = match span {
+            ..=LINE => (&x[..x.len() - x.len() % span], 8),
+            _ => (x, 24),
+        };
+        let heads = vec![0; x.len().div_ceil(span) * head_stride];
+        let (mut ints, mut heads) = (vec![0; x.len().next_multiple_of(LINE)], heads);
         let (to, heads_to) = (ints.as_mut_ptr(), heads.as_mut_ptr());
-        let place = Place { ints: to, line_stride: LINE, heads: heads_to, head_stride: 8, span, zero: 8 };
+        let place =
+            Place { ints: to, line_stride: LINE, heads: heads_to, head_stride, span, zero: 8, narrow: false };
         // SAFETY: the vectors have the token's bytes; only supported levels come here.
         unsafe { quantize(isa, x, place) };
         (ints, heads)
@@ -257,13 +347,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_levels_give_the_bits_of_the_definition(mut x in values(), span in prop_oneof![Just(32), Just(64)]) {
+        fn all_levels_give_the_bits_of_the_definition(mut x in values(), span in prop_oneof![Just(32), Just(64), Just(128)]) {
             x[0] = if x[0].to_bits() % 2 == 0 { x[0] } else { 127.0 };
             let expected = quantized(Isa::Scalar, &x, span);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
                 let got = quantized(isa, &x, span);
                 prop_assert!(got.0 == expected.0, "integers at {}", isa);
-                for (got, expected) in got.1.chunks(8).zip(expected.1.chunks(8)) {
+                let head_bytes = if span == 128 { 24 } else { 8 };
+                for (got, expected) in got.1.chunks(head_bytes).zip(expected.1.chunks(head_bytes)) {
                     let scale = |head: &[u8]| f32::from_le_bytes([head[0], head[1], head[2], head[3]]);
                     let both_nan = scale(got).is_nan() && scale(expected).is_nan();
                     prop_assert!(got == expected || both_nan && got[4..] == expected[4..], "heads at {}", isa);

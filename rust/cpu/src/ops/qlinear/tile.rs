@@ -1,7 +1,8 @@
 //! What every tile kernel is told, and the portable kernel that defines the numbers.
 
 use super::activations::{HEAD_BYTES, LINE};
-use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::packed::{PANEL, STEP_BYTES, block_header_bytes, groups_per_block};
+use super::shared;
 use super::tuning::Reach;
 use crate::quant::QuantFormat;
 
@@ -54,7 +55,11 @@ impl Panel {
 /// # Safety
 /// The pointers of `tile` and `panel` are good for what they describe and nobody else touches these outputs.
 pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
-    let QuantFormat { bits, group_size, symmetric } = tile.format;
+    if tile.format.is_shared() {
+        // SAFETY: the caller's duty.
+        return unsafe { shared::scalar(tokens, tile, panel) };
+    }
+    let QuantFormat { bits, group_size, symmetric, .. } = tile.format;
     let span = tile.format.span();
     for token in 0..tokens {
         for lane in 0..PANEL.min(panel.rows) {
@@ -97,7 +102,7 @@ pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
 ///
 /// # Safety
 /// `codes` is the row's first dword of the span, `ints` the token's first integer.
-unsafe fn dot(bits: usize, span: usize, codes: *const u8, ints: *const i8) -> i32 {
+pub(super) unsafe fn dot(bits: usize, span: usize, codes: *const u8, ints: *const i8) -> i32 {
     let mut sum = 0;
     for col in 0..span {
         let (step, index) = (col * bits / 32, col % (32 / bits));
@@ -111,7 +116,7 @@ unsafe fn dot(bits: usize, span: usize, codes: *const u8, ints: *const i8) -> i3
 
 /// Byte offsets of one group's parts in its panel.
 pub(super) struct GroupPlace {
-    /// 32 f16.
+    /// 32 f16, or of all groups of the block the same 32 dwords.
     pub(super) scales: usize,
     /// 32 u8; meaningless when symmetric.
     pub(super) zeros: usize,
@@ -123,12 +128,13 @@ impl GroupPlace {
     /// Of group `group` of `groups`.
     pub(super) fn new(format: QuantFormat, groups: usize, group: usize) -> Self {
         let code_bytes = format.group_size * PANEL * format.bits / 8;
-        let first = group - group % GROUPS_PER_BLOCK;
-        let here = GROUPS_PER_BLOCK.min(groups - first);
-        let whole = block_header_bytes(format, GROUPS_PER_BLOCK) + GROUPS_PER_BLOCK * code_bytes;
-        let block = first / GROUPS_PER_BLOCK * whole;
+        let per_block = groups_per_block(format);
+        let first = group - group % per_block;
+        let here = per_block.min(groups - first);
+        let whole = block_header_bytes(format, per_block) + per_block * code_bytes;
+        let block = first / per_block * whole;
         Self {
-            scales: block + (group - first) * 2 * PANEL,
+            scales: block + if format.is_shared() { 0 } else { (group - first) * 2 * PANEL },
             zeros: block + here * 2 * PANEL + (group - first) * PANEL,
             codes: block + block_header_bytes(format, here) + (group - first) * code_bytes,
         }

@@ -1,24 +1,29 @@
 //! Panels of 4-bit codes made wide, so that many tiles of tokens need not take the codes apart again and again.
 //!
 //! A wide panel is its groups one after another: 32 f32 scales, then (unless symmetric) 32 u8 zeros, padded to a cache
-//! line, then for every four columns 32 dwords of codes, a byte each.
+//! line, then for every four columns 32 dwords of codes, a byte each. Where four groups share a scale, they follow a common
+//! header: 32 f32 scales, then for each of four groups 32 dwords of its multiple, in both halves.
 
-use super::packed::{GROUPS_PER_BLOCK, PANEL, STEP_BYTES, block_header_bytes};
+use super::packed::{PANEL, STEP_BYTES, block_header_bytes, groups_per_block};
+use super::shared;
 use crate::isa::Isa;
 use crate::ops::prefetch::prefetch;
-use crate::quant::QuantFormat;
+use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
 
 /// Bytes of one scale.
 pub(super) const WIDE_SCALE_BYTES: usize = 4;
 
-/// Bytes of the scales and zeros of a group.
+/// Bytes of the scales and zeros of a group, or of the groups that share a scale.
 pub(super) const fn wide_header_bytes(format: QuantFormat) -> usize {
+    if format.is_shared() {
+        return (WIDE_SCALE_BYTES + 4 * GROUPS_PER_SCALE) * PANEL;
+    }
     WIDE_SCALE_BYTES * PANEL + if format.symmetric { 0 } else { PANEL.next_multiple_of(64) }
 }
 
 /// Bytes of a wide panel.
 pub(super) const fn wide_panel_bytes(format: QuantFormat, groups: usize) -> usize {
-    groups * (wide_header_bytes(format) + format.group_size * PANEL)
+    groups.div_ceil(format.groups_per_scale) * wide_header_bytes(format) + groups * format.group_size * PANEL
 }
 
 /// Make a panel of 4-bit codes wide; bytes from `ahead` after those read are prefetched.
@@ -87,16 +92,22 @@ unsafe fn walk(
     // SAFETY: blocks of the panel and groups of the wide one, one after another, promised by the caller.
     unsafe {
         while left > 0 {
-            let here = left.min(GROUPS_PER_BLOCK);
+            let here = left.min(groups_per_block(format));
             let header = block_header_bytes(format, here);
             prefetch(from.wrapping_add(ahead), header + here * steps * STEP_BYTES);
-            for group in 0..here {
-                scales(from.add(group * 2 * PANEL), to);
-                if !format.symmetric {
-                    let zeros = from.add((2 * here + group) * PANEL);
-                    to.add(WIDE_SCALE_BYTES * PANEL).copy_from_nonoverlapping(zeros, PANEL);
-                }
+            if format.is_shared() {
+                widen_shared(from, to);
                 to = to.add(wide_header_bytes(format));
+            }
+            for group in 0..here {
+                if !format.is_shared() {
+                    scales(from.add(group * 2 * PANEL), to);
+                    if !format.symmetric {
+                        let zeros = from.add((2 * here + group) * PANEL);
+                        to.add(WIDE_SCALE_BYTES * PANEL).copy_from_nonoverlapping(zeros, PANEL);
+                    }
+                    to = to.add(wide_header_bytes(format));
+                }
                 for step in 0..steps {
                     let codes = from.add(header + (group * steps + step) * STEP_BYTES);
                     let codes = codes.cast::<[u8; STEP_BYTES]>().read_unaligned();
@@ -107,6 +118,25 @@ unsafe fn walk(
             }
             from = from.add(header + here * steps * STEP_BYTES);
             left -= here;
+        }
+    }
+}
+
+/// Make the header of groups that share a scale wide.
+///
+/// # Safety
+/// A header on both sides.
+#[inline(always)]
+unsafe fn widen_shared(from: *const u8, to: *mut u8) {
+    for lane in 0..PANEL {
+        // SAFETY: dwords of the headers, promised by the caller.
+        unsafe {
+            let (scale, multiples) = shared::split(from.cast::<u32>().add(lane).read_unaligned());
+            to.cast::<f32>().add(lane).write_unaligned(scale);
+            for (group, multiple) in multiples.into_iter().enumerate() {
+                let both = (multiple.cast_unsigned() & 0xffff) * 0x1_0001;
+                to.cast::<u32>().add((1 + group) * PANEL + lane).write_unaligned(both);
+            }
         }
     }
 }
