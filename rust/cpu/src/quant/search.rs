@@ -158,7 +158,13 @@ pub(super) fn extremes(values: &[f32]) -> (f32, f32) {
             highs[lane] = max(highs[lane], part[lane]);
         }
     }
-    (lows.into_iter().fold(0.0, min), highs.into_iter().fold(0.0, max))
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lows[lane] = min(lows[lane], lows[lane + half]);
+            highs[lane] = max(highs[lane], highs[lane + half]);
+        }
+    }
+    (lows[0], highs[0])
 }
 
 /// Sums of the squared differences: lane l adds elements l, l + 16, ...

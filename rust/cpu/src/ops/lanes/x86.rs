@@ -24,18 +24,36 @@ unsafe fn sum8(lanes: __m256) -> f32 {
     }
 }
 
+/// Of two values whose lanes lie in halves or quarters of a register, the sums of lanes two apart, one value's beside the
+/// other's.
+macro_rules! add_twos {
+    ($add:ident, $shuffle:ident, $a:expr, $b:expr) => {
+        $add($shuffle::<0x44>($a, $b), $shuffle::<0xee>($a, $b))
+    };
+}
+
+/// The sums of neighbours that are left then.
+macro_rules! add_neighbours {
+    ($add:ident, $shuffle:ident, $a:expr, $b:expr) => {
+        $add($shuffle::<0x88>($a, $b), $shuffle::<0xdd>($a, $b))
+    };
+}
+
 /// Sums of eight lanes by halves, of eight values.
 #[inline(always)]
 unsafe fn sums8(values: [__m256; 8]) -> __m256 {
+    /// Four lanes of each value in a half.
+    #[inline(always)]
+    unsafe fn fours(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: as below.
+        unsafe { _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)) }
+    }
     // SAFETY: reached from AVX2 code only, as `Lanes` asks.
     unsafe {
-        // Four lanes of one value in each half, then two of two, then one of four.
-        let four =
-            |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-        let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
-        let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
         let [a, b, c, d, e, f, g, h] = values;
-        one(two(four(a, e), four(b, f)), two(four(c, g), four(d, h)))
+        let first = add_twos!(_mm256_add_ps, _mm256_shuffle_ps, fours(a, e), fours(b, f));
+        let second = add_twos!(_mm256_add_ps, _mm256_shuffle_ps, fours(c, g), fours(d, h));
+        add_neighbours!(_mm256_add_ps, _mm256_shuffle_ps, first, second)
     }
 }
 
@@ -157,11 +175,12 @@ impl Lanes for Avx2Lanes {
     #[inline(always)]
     unsafe fn sums(values: [Self; LANES]) -> Self {
         unsafe {
-            let eight = |first: usize| {
-                let of = |index: usize| _mm256_add_ps(values[first + index].0, values[first + index].1);
-                sums8([of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7)])
-            };
-            Self(eight(0), eight(8))
+            let mut eights = [_mm256_setzero_ps(); LANES];
+            for (eight, value) in eights.iter_mut().zip(values) {
+                *eight = _mm256_add_ps(value.0, value.1);
+            }
+            let [first, second] = [eights.as_chunks().0[0], eights.as_chunks().0[1]];
+            Self(sums8(first), sums8(second))
         }
     }
 }
@@ -272,21 +291,19 @@ impl Lanes for Avx512Lanes {
     #[inline(always)]
     unsafe fn sums(values: [Self; LANES]) -> Self {
         unsafe {
-            // Eight lanes of one value in each half, four of one in each quarter, then two of two, then one of four.
-            let eight = |a: Self, b: Self| {
-                let (low, high) =
-                    (_mm512_shuffle_f32x4::<0x44>(a.0, b.0), _mm512_shuffle_f32x4::<0xee>(a.0, b.0));
-                _mm512_add_ps(low, high)
-            };
-            let four =
-                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
-            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
-            let of = |index: usize| {
-                let each = |by: usize| values[index + by];
-                four(eight(each(0), each(4)), eight(each(8), each(12)))
-            };
-            Self(one(two(of(0), of(1)), two(of(2), of(3))))
+            // Four values together, of each eight lanes in a half of a register, then four in a quarter.
+            let mut fours = [_mm512_setzero_ps(); 4];
+            for (index, four) in fours.iter_mut().enumerate() {
+                let mut halves = [_mm512_setzero_ps(); 2];
+                for (half, first) in halves.iter_mut().zip([index, index + 8]) {
+                    let (a, b) = (values[first].0, values[first + 4].0);
+                    *half = add_twos!(_mm512_add_ps, _mm512_shuffle_f32x4, a, b);
+                }
+                *four = add_neighbours!(_mm512_add_ps, _mm512_shuffle_f32x4, halves[0], halves[1]);
+            }
+            let first = add_twos!(_mm512_add_ps, _mm512_shuffle_ps, fours[0], fours[1]);
+            let second = add_twos!(_mm512_add_ps, _mm512_shuffle_ps, fours[2], fours[3]);
+            Self(add_neighbours!(_mm512_add_ps, _mm512_shuffle_ps, first, second))
         }
     }
 }

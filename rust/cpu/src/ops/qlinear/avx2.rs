@@ -149,9 +149,9 @@ impl Level for Words {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn whole<const BITS: usize, const SPAN: usize, const SYM: bool>(tile: &Tile) {
+unsafe fn whole<const BITS: usize, const SPAN: usize, const SYM: bool, const S: usize>(tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe { panels::<Words, BITS, SPAN, SYM, false, 1, { PANEL / 8 }, 1>(tile, 0) }
+    unsafe { panels::<Words, BITS, SPAN, SYM, false, S, { PANEL / 8 }, 1>(tile, 0) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -165,13 +165,18 @@ unsafe fn halves<const BITS: usize, const SPAN: usize, const SYM: bool, const WI
     }
 }
 
-unsafe fn of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(tokens: usize, tile: &Tile) {
+unsafe fn of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(
+    streams: usize,
+    tokens: usize,
+    tile: &Tile,
+) {
     // SAFETY: the caller's duty.
     unsafe {
         match tokens {
             3 if BITS == 4 && tile.wide => halves::<BITS, SPAN, SYM, true, 3>(tile),
             4 if BITS == 4 && tile.wide => halves::<BITS, SPAN, SYM, true, 4>(tile),
-            1 => whole::<BITS, SPAN, SYM>(tile),
+            1 if streams == 2 => whole::<BITS, SPAN, SYM, 2>(tile),
+            1 => whole::<BITS, SPAN, SYM, 1>(tile),
             2 => halves::<BITS, SPAN, SYM, false, 2>(tile),
             3 => halves::<BITS, SPAN, SYM, false, 3>(tile),
             _ => halves::<BITS, SPAN, SYM, false, 4>(tile),
@@ -180,9 +185,9 @@ unsafe fn of_format<const BITS: usize, const SPAN: usize, const SYM: bool>(token
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn shared_whole(tile: &Tile) {
+unsafe fn shared_whole<const S: usize>(tile: &Tile) {
     // SAFETY: the caller's duty.
-    unsafe { shared_panels::<Words, false, 1, { PANEL / 8 }, 1>(tile, 0) }
+    unsafe { shared_panels::<Words, false, S, { PANEL / 8 }, 1>(tile, 0) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -194,13 +199,14 @@ unsafe fn shared_halves<const WIDE: bool, const T: usize>(tile: &Tile) {
     }
 }
 
-unsafe fn shared(tokens: usize, tile: &Tile) {
+unsafe fn shared(streams: usize, tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty.
     unsafe {
         match tokens {
             3 if tile.wide => shared_halves::<true, 3>(tile),
             4 if tile.wide => shared_halves::<true, 4>(tile),
-            1 => shared_whole(tile),
+            1 if streams == 2 => shared_whole::<2>(tile),
+            1 => shared_whole::<1>(tile),
             2 => shared_halves::<false, 2>(tile),
             3 => shared_halves::<false, 3>(tile),
             _ => shared_halves::<false, 4>(tile),
@@ -208,16 +214,21 @@ unsafe fn shared(tokens: usize, tile: &Tile) {
     }
 }
 
-/// At most 4 tokens times one panel.
+/// Most panels that the kernels take with so many tokens; the others take one.
+pub(super) fn streams(tokens: usize) -> usize {
+    if tokens == 1 { 2 } else { 1 }
+}
+
+/// At most 4 tokens times one panel, or as [`streams`] says several.
 ///
 /// # Safety
 /// As [`super::tile::scalar`], and the processor has AVX2, FMA and F16C.
-pub(super) unsafe fn words(tokens: usize, tile: &Tile) {
+pub(super) unsafe fn words(streams: usize, tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty.
     unsafe {
         if tile.format.is_shared() {
-            return shared(tokens, tile);
+            return shared(streams, tokens, tile);
         }
-        for_format!(tile.format, of_format(tokens, tile));
+        for_format!(tile.format, of_format(streams, tokens, tile));
     }
 }

@@ -101,6 +101,8 @@ fn streams(isa: Isa, tokens: usize) -> usize {
         Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
             super::avx512::streams(tokens).min(Tuning::get().streams)
         }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::avx2::streams(tokens).min(Tuning::get().streams / 2).max(1),
         _ => 1,
     }
 }
@@ -386,7 +388,7 @@ unsafe fn kernel(isa: Isa, streams: usize, tokens: usize, tile: &Tile) {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => super::avx512::words(streams, tokens, tile),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::avx2::words(tokens, tile),
+            Isa::Avx2 => super::avx2::words(streams, tokens, tile),
             _ => super::tile::scalar(tokens, tile, &tile.panels[0]),
         }
     }

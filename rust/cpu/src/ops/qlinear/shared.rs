@@ -12,6 +12,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
+use std::mem::MaybeUninit;
+
 use super::activations::{HEAD_BYTES, LINE, SHARED_HEAD_BYTES};
 use super::kernel::{Level, store};
 use super::packed::{PANEL, STEP_BYTES, block_header_bytes};
@@ -133,7 +135,9 @@ pub(super) unsafe fn shared_panels<
         while left > 0 {
             let here = left.min(GROUPS_PER_SCALE);
             let mut scales = [[L::zero(); R]; S];
-            let mut multiples = [[[L::splat(0); R]; S]; GROUPS_PER_SCALE];
+            // `[group][s][part]`, to be read again and again.
+            let mut multiples = MaybeUninit::<[[[L::Int; R]; S]; GROUPS_PER_SCALE]>::uninit();
+            let multiples = multiples.as_mut_ptr().cast::<L::Int>();
             for s in 0..S {
                 if !WIDE {
                     let to_come = tile.panels[s].weights.wrapping_add(block + tile.reach.ahead);
@@ -150,7 +154,7 @@ pub(super) unsafe fn shared_panels<
                         false => L::split(L::load(from)),
                     };
                     for group in 0..GROUPS_PER_SCALE {
-                        multiples[group][s][part] = of_part[group];
+                        multiples.add((group * S + s) * R + part).write(of_part[group]);
                     }
                 }
             }
@@ -171,7 +175,8 @@ pub(super) unsafe fn shared_panels<
                 for s in 0..S {
                     for token in 0..T {
                         for part in 0..R {
-                            let (sum, multiple) = (sums[s][token][part], multiples[group][s][part]);
+                            let multiple = multiples.add((group * S + s) * R + part).read();
+                            let sum = sums[s][token][part];
                             sums[s][token][part] = L::add_times(sum, of_group[s][token][part], multiple);
                         }
                     }
