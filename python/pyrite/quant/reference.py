@@ -210,7 +210,7 @@ def _multiples(
     for offset in OFFSETS:
         multiples = np.clip(nearest + np.float32(offset), np.float32(1), np.float32(LARGEST_MULTIPLE)) * signs
         step = (multiples * scales[:, None])[:, :, None]
-        whole = fma(groups, np.float32(1) / step, WHOLE)
+        whole = fma(groups, np.float32(1) / step, np.asarray(WHOLE))
         steps = np.clip(whole, WHOLE - np.float32(8), WHOLE + np.float32(7)) - WHOLE
         difference = fma(steps, -step, groups)
         lanes = np.zeros((*ranges.shape, LANES), np.float32)
