@@ -36,6 +36,7 @@ gives the largest group 15 of the scale at the first offset, its whole range: ag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,15 +121,8 @@ def quantize(weight: np.ndarray, scheme: QuantScheme, *, name: str = "weight") -
     if scheme.shared:
         return _quantize_shared(weight.astype(np.float32), scheme)
     groups = weight.astype(np.float32).reshape(-1, scheme.group_size)
-    codes = np.empty(groups.shape, np.uint8)
-    scales = np.empty(len(groups), np.float16)
-    zeros = np.empty(len(groups), np.uint8)
-    least = np.full(len(groups), np.inf, np.float32)
-    for index, factor in enumerate(FACTORS[scheme.bits, scheme.symmetric]):
-        got = _round(groups, scheme, np.float32(factor))
-        better = got[3] < least if index else np.ones(len(groups), bool)
-        for best, one in zip((codes, scales, zeros, least), got, strict=True):
-            best[better] = one[better]
+    factors = FACTORS[scheme.bits, scheme.symmetric]
+    codes, scales, zeros, _ = _least(_round(groups, scheme, np.float32(factor)) for factor in factors)
     shape = (weight.shape[0], weight.shape[1] // scheme.group_size)
     return QuantizedMatrix(
         scheme,
@@ -175,22 +169,18 @@ def _quantize_shared(weight: np.ndarray, scheme: QuantScheme) -> QuantizedMatrix
     high = np.maximum(groups.max(axis=2), np.float32(0))
     ranges = np.maximum(-low, high) / np.float32(8)
     signs = np.where(high > -low, np.float32(-1), np.float32(1))
-    best: list[np.ndarray] = []
-    for divisor in DIVISORS:
+
+    def share(divisor: float) -> tuple[np.ndarray, ...]:
         raw = ranges.max(axis=1) / np.float32(divisor)
         scales = _seven_bits(np.clip(raw, SMALLEST_SHARED, LARGEST_SHARED))
-        found = _multiples(groups, ranges, signs, scales)
+        codes, multiples, errors = _multiples(groups, ranges, signs, scales)
         total = np.zeros(len(groups), np.float32)
         with np.errstate(over="ignore"):
-            for index in range(scheme.groups_per_scale):
-                total = total + found[2][:, index]
-        got = [scales, found[0], found[1], total]
-        if not best:
-            best = got
-        better = total < best[3]
-        for kept, one in zip(best, got, strict=True):
-            kept[better] = one[better]
-    scales, codes, multiples, _ = best
+            for error in errors.T:
+                total = total + error
+        return scales, codes, multiples, total
+
+    scales, codes, multiples, _ = _least(map(share, DIVISORS))
     return QuantizedMatrix(
         scheme,
         codes.reshape(rows, -1)[:, : weight.shape[1]].astype(np.uint8),
@@ -200,14 +190,12 @@ def _quantize_shared(weight: np.ndarray, scheme: QuantScheme) -> QuantizedMatrix
     )
 
 
-def _multiples(
-    groups: np.ndarray, ranges: np.ndarray, signs: np.ndarray, scales: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _multiples(groups: np.ndarray, ranges: np.ndarray, signs: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, ...]:
     """(codes `[S, G, group_size]`, multiples and errors `[S, G]`) f32 of `S` times `G` groups, for scales `[S]`."""
     with np.errstate(over="ignore"):
         nearest = np.rint(ranges / scales[:, None])
-    best: list[np.ndarray] = []
-    for offset in OFFSETS:
+
+    def multiply(offset: int) -> tuple[np.ndarray, ...]:
         multiples = np.clip(nearest + np.float32(offset), np.float32(1), np.float32(LARGEST_MULTIPLE)) * signs
         step = (multiples * scales[:, None])[:, :, None]
         whole = fma(groups, np.float32(1) / step, np.asarray(WHOLE))
@@ -217,14 +205,20 @@ def _multiples(
         for start in range(0, groups.shape[2], LANES):
             part = difference[:, :, start : start + LANES]
             lanes = fma(part, part, lanes)
-        got = [steps + np.float32(8), multiples, _fold(lanes)]
-        if not best:
-            best = got
-        better = got[2] < best[2]
-        for kept, one in zip(best, got, strict=True):
+        return steps + np.float32(8), multiples, _fold(lanes)
+
+    return _least(map(multiply, OFFSETS))
+
+
+def _least(candidates: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Element by element the candidate whose error, its last array, is least, the first of equals."""
+    remaining = iter(candidates)
+    best = next(remaining)
+    for other in remaining:
+        better = other[-1] < best[-1]
+        for kept, one in zip(best, other, strict=True):
             kept[better] = one[better]
-    codes, multiples, errors = best
-    return codes, multiples, errors
+    return best
 
 
 def _seven_bits(values: np.ndarray) -> np.ndarray:

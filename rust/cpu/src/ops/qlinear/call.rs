@@ -101,6 +101,7 @@ fn streams(isa: Isa, tokens: usize) -> usize {
         Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
             super::avx512::streams(tokens).min(Tuning::get().streams)
         }
+        // Half as many as of 512-bit vectors: two were 1.05x and 1.02x as fast as one on an Emerald Rapids (11 and 15 rounds).
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::avx2::streams(tokens).min(Tuning::get().streams / 2).max(1),
         _ => 1,
@@ -253,7 +254,7 @@ impl Call<'_> {
     /// Ask for the outputs of some panels and tokens, where they come from memory: their lines are far apart, and stores
     /// that wait for them one after another hold up all that are behind them. With them at hand, a head of 8 bits takes 16
     /// rows in 0.89 of the time on Zen 5.
-    pub(super) fn own_outputs(&self, panels: &[usize], tokens: Range<usize>) {
+    fn own_outputs(&self, panels: &[usize], tokens: Range<usize>) {
         let all = self.tiles.tokens * self.out.width() * size_of::<f32>();
         if self.then != Then::Store || all < FAR_OUTPUT_BYTES {
             return;
@@ -329,17 +330,17 @@ impl Call<'_> {
 }
 
 /// Products of some panels on their way to where they belong.
-pub(super) struct Finish<'a> {
-    pub(super) then: Then,
-    pub(super) panels: &'a [usize],
+struct Finish<'a> {
+    then: Then,
+    panels: &'a [usize],
     /// First token and number of tokens.
-    pub(super) begin: usize,
-    pub(super) tokens: usize,
+    begin: usize,
+    tokens: usize,
     /// `[tokens][panels][32]`.
-    pub(super) products: *const f32,
+    products: *const f32,
     /// Rows of the weight.
-    pub(super) rows: usize,
-    pub(super) out: RowsMut<'a>,
+    rows: usize,
+    out: RowsMut<'a>,
 }
 
 at_every_level! {
@@ -347,7 +348,7 @@ at_every_level! {
     ///
     /// The products of all rows of the weight that exist have been written, are no part of the outputs, and nobody else
     /// touches these outputs.
-    pub(super) fn finish(what: &Finish<'_>) = finish_lanes
+    fn finish(what: &Finish<'_>) = finish_lanes
 }
 
 #[inline(always)]

@@ -19,7 +19,7 @@ use super::kernel::{Level, store};
 use super::packed::{PANEL, STEP_BYTES, block_header_bytes};
 use super::tile::{Panel, Tile, dot};
 use super::wide::{WIDE_SCALE_BYTES, wide_header_bytes};
-use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
+use crate::quant::{GROUPS_PER_SCALE, LARGEST_MULTIPLE, QuantFormat};
 
 /// The zero of codes times their multiples.
 pub(super) const ZERO: i32 = 128;
@@ -53,7 +53,7 @@ pub(super) fn join(scale: u16, multiples: &[u8]) -> u32 {
     assert!(field >> SCALE_BITS == 0 && exact, "a shared scale of {value}");
     let multiples = multiples.iter().zip(MULTIPLE_AT).map(|(multiple, at)| {
         let multiple = multiple.cast_signed();
-        assert!((-15..=15).contains(&multiple), "a multiple of {multiple}");
+        assert!(multiple.unsigned_abs() <= LARGEST_MULTIPLE.unsigned_abs(), "a multiple of {multiple}");
         (i32::from(multiple).cast_unsigned() & ((1 << MULTIPLE_BITS) - 1)) << at
     });
     field | multiples.fold(0, |all, one| all | one)
@@ -95,12 +95,7 @@ pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
                 }
             }
             // SAFETY: a row and a token that exist, promised by the caller.
-            unsafe {
-                if !panel.bias.is_null() {
-                    acc += *panel.bias.add(lane);
-                }
-                *panel.out.add(token * tile.out_stride + lane) = acc;
-            }
+            unsafe { panel.put(lane, token * tile.out_stride, acc) };
         }
     }
 }

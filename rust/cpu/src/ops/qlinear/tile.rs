@@ -48,6 +48,18 @@ impl Panel {
     /// In place of a panel that is not there.
     pub(super) const NONE: Self =
         Self { weights: std::ptr::null(), out: std::ptr::null_mut(), rows: 0, bias: std::ptr::null() };
+
+    /// Store a row's sum, after adding its bias, for the token whose outputs begin `token` elements on.
+    ///
+    /// # Safety
+    /// The output is there, and nobody else touches it.
+    pub(super) unsafe fn put(&self, row: usize, token: usize, sum: f32) {
+        // SAFETY: the caller's duty; a bias has as many rows.
+        unsafe {
+            let bias = if self.bias.is_null() { None } else { Some(*self.bias.add(row)) };
+            *self.out.add(token + row) = bias.map_or(sum, |bias| sum + bias);
+        }
+    }
 }
 
 /// `tokens` tokens times one panel, in plain Rust.
@@ -88,12 +100,7 @@ pub(super) unsafe fn scalar(tokens: usize, tile: &Tile, panel: &Panel) {
                 acc = ((dot + zero * minus_sum) as f32).mul_add(x_scale * scale, acc);
             }
             // SAFETY: a row and a token that exist, promised by the caller.
-            unsafe {
-                if !panel.bias.is_null() {
-                    acc += *panel.bias.add(lane);
-                }
-                *panel.out.add(token * tile.out_stride + lane) = acc;
-            }
+            unsafe { panel.put(lane, token * tile.out_stride, acc) };
         }
     }
 }
