@@ -31,6 +31,19 @@ asking! {
     prefetch_once, _MM_HINT_NTA
 }
 
+/// Ask for the cache lines of `bytes` bytes at `to_come`; where there are some that are read `sooner`, into the second
+/// cache only, and for those into the first.
+#[inline(always)]
+pub(super) fn prefetch_by_stages(to_come: *const u8, sooner: Option<*const u8>, bytes: usize) {
+    match sooner {
+        None => prefetch(to_come, bytes),
+        Some(sooner) => {
+            prefetch_outer(to_come, bytes);
+            prefetch(sooner, bytes);
+        }
+    }
+}
+
 /// Ask for the cache lines of `bytes` bytes that will be written.
 #[inline(always)]
 pub(super) fn prefetch_to_write(to: *mut f32, bytes: usize) {

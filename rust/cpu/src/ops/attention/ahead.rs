@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::simd::Simd;
 use super::tuning::Reach;
+use crate::ops::prefetch::{prefetch, prefetch_by_stages};
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
@@ -53,18 +53,9 @@ impl Ahead {
 
     /// Prefetch what goes with a line that is read: the one at `to_come` is of [`parts`].
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(self, read: *const u8, to_come: *const u8) {
-        // SAFETY: hints, valid for any address.
-        unsafe {
-            match self.cache {
-                None => S::prefetch(to_come),
-                // Behind the end of a run lie others of the same sequence.
-                Some(bytes) => {
-                    S::prefetch_outer(to_come);
-                    S::prefetch(read.wrapping_add(bytes));
-                }
-            }
-        }
+    pub(super) fn ask(self, read: *const u8, to_come: *const u8) {
+        // Behind the end of a run lie others of the same sequence.
+        prefetch_by_stages(to_come, self.cache.map(|bytes| read.wrapping_add(bytes)), LINE);
     }
 }
 
@@ -99,10 +90,9 @@ impl Lines {
 
     /// Prefetch what goes with one step.
     #[inline(always)]
-    pub(super) fn step<S: Simd>(&mut self) {
+    pub(super) fn step(&mut self) {
         for _ in 0..self.each.min(self.left) {
-            // SAFETY: a hint, valid for any address.
-            unsafe { S::prefetch(self.at) };
+            prefetch(self.at, LINE);
             (self.at, self.left) = (self.at.wrapping_add(LINE), self.left - 1);
         }
     }
@@ -143,16 +133,13 @@ mod tests {
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn all_lines_of_a_piece_are_asked_for_within_the_steps() {
-        use super::super::avx2::Avx2;
-
         let memory = [0u8; 640];
         for (bytes, steps) in [(640, 1), (640, 3), (640, 10), (640, 40), (100, 2), (32, 1)] {
             let from = memory.as_ptr();
             let mut lines = Lines::new(Some(&from), bytes, steps);
-            (0..steps).for_each(|_| lines.step::<Avx2>());
+            (0..steps).for_each(|_| lines.step());
             assert_eq!(
                 (lines.left, lines.at),
                 (0, from.wrapping_add(bytes / LINE * LINE)),
@@ -160,7 +147,7 @@ mod tests {
             );
         }
         let mut none = Lines::new(None, 640, 2);
-        none.step::<Avx2>();
+        none.step();
         assert_eq!(none.left, 0);
     }
 }

@@ -154,16 +154,6 @@ impl Simd for Avx512 {
         // SAFETY: the level is the caller's duty.
         unsafe { _mm512_cvtss_f32(x) }
     }
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        // SAFETY: a hint, valid for any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_outer(at: *const u8) {
-        // SAFETY: a hint, valid for any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
 
     #[inline(always)]
     unsafe fn transpose(x: [__m512; LANES]) -> [__m512; LANES] {

@@ -64,7 +64,7 @@ unsafe fn qk_step<S: Simd, E: Element, const R: usize, const N: usize>(
         let k = E::load_all::<S, N>(keys.add(offset));
         if let Some(ahead) = ahead.filter(|_| E::PREFETCH) {
             for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
-                ahead.ask::<S>(keys.wrapping_add(at), to_come.wrapping_add(at));
+                ahead.ask(keys.wrapping_add(at), to_come.wrapping_add(at));
             }
         }
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -126,7 +126,7 @@ unsafe fn pv_step<S: Simd, E: Element, const R: usize, const N: usize>(
         let v = E::load_all::<S, N>(values.add(offset));
         if let Some(ahead) = ahead.filter(|_| E::PREFETCH) {
             for at in (0..N * LANES * E::BYTES).step_by(LINE).map(|at| offset + at) {
-                ahead.ask::<S>(values.wrapping_add(at), to_come.wrapping_add(at));
+                ahead.ask(values.wrapping_add(at), to_come.wrapping_add(at));
             }
         }
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -129,7 +129,7 @@ pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkAr
                 }
                 if let Some(ahead) = ahead {
                     for at in (0..N).map(|n| offset + n * LINE) {
-                        ahead.ask::<P::Float>(keys.wrapping_add(at), to_come.wrapping_add(at));
+                        ahead.ask(keys.wrapping_add(at), to_come.wrapping_add(at));
                     }
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
@@ -177,7 +177,7 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
                     }
                     if let Some(ahead) = ahead {
                         for at in (0..P::PAIR_BYTES * N * LANES).step_by(LINE) {
-                            ahead.ask::<P::Float>(from.wrapping_add(at), to_come.wrapping_add(offset + at));
+                            ahead.ask(from.wrapping_add(at), to_come.wrapping_add(offset + at));
                         }
                     }
                     for (r, sums) in sums.iter_mut().enumerate() {

@@ -111,9 +111,6 @@ pub(super) trait Simd: 'static {
     unsafe fn maximum(x: Self::V) -> f32;
     /// Lane 0.
     unsafe fn first(x: Self::V) -> f32;
-    unsafe fn prefetch(at: *const u8);
-    /// Into the second cache, not the first.
-    unsafe fn prefetch_outer(at: *const u8);
     /// Lane i of vector j becomes lane j of vector i.
     unsafe fn transpose(x: [Self::V; LANES]) -> [Self::V; LANES];
 

@@ -2,13 +2,14 @@
 
 use std::ptr::null;
 
-use super::ahead::{Ahead, LINE};
+use super::ahead::Ahead;
 use super::codes::PackedQueries;
 use super::kernels::SCORE_STRIDE;
 use super::products::{Products, PvArgs, QkArgs, Run};
 use super::scratch::padded;
 use super::simd::{LANES, Simd};
 use super::tile::{Keys, PIECES, Tile, fewest, with_rows};
+use crate::ops::prefetch::prefetch;
 
 /// Bytes of the scales before the keys, or the values, of a piece.
 fn head_bytes<P: Products>(keys: &Keys) -> usize {
@@ -22,10 +23,7 @@ pub(super) const fn dwords<P: Products>(head_dim: usize) -> usize {
 
 /// Prefetch the scales of piece `index`.
 fn prefetch_scales<P: Products>(keys: &Keys, index: usize) {
-    for line in (0..head_bytes::<P>(keys)).step_by(LINE) {
-        // SAFETY: a hint, valid for any address.
-        unsafe { P::Float::prefetch(keys.at[index].wrapping_add(line)) };
-    }
+    prefetch(keys.at[index], head_bytes::<P>(keys));
 }
 
 /// What is prefetched while the keys of a split are read: as many pieces as are left for them, in turn.

@@ -108,7 +108,7 @@ impl<S: Simd> Weigh<'_, S> {
             }
             for index in whole {
                 self.add(index, None, &mut sums);
-                ahead.step::<S>();
+                ahead.step();
             }
             if let Some(index) = back {
                 self.add(index, Some(lanes(index, range.0, range.1)), &mut sums);

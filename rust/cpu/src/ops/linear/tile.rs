@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::packed::PANEL;
-use crate::ops::prefetch::{prefetch, prefetch_outer};
+use crate::ops::prefetch::prefetch_by_stages;
 
 /// Columns of one span: an output is the sum, in ascending order, of one chain per span.
 pub(super) const SPAN: usize = 512;
@@ -52,13 +52,7 @@ impl Tile {
     /// Ask for what goes with weights that are read, a number of cache lines.
     #[inline(always)]
     pub(super) fn ask(&self, read: *const u8, next: *const u8, lines: usize) {
-        match self.near {
-            None => prefetch(next, 64 * lines),
-            Some(near) => {
-                prefetch_outer(next, 64 * lines);
-                prefetch(read.wrapping_add(near), 64 * lines);
-            }
-        }
+        prefetch_by_stages(next, self.near.map(|near| read.wrapping_add(near)), 64 * lines);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use super::activations::LINE;
-use crate::ops::prefetch::{prefetch, prefetch_once, prefetch_outer};
+use crate::ops::prefetch::{prefetch, prefetch_by_stages, prefetch_once, prefetch_outer};
 use crate::processor::{Processor, Vendor};
 
 /// How weights are asked for before they are read.
@@ -51,8 +51,7 @@ impl Reach {
             Way::Outer => prefetch_outer(to_come, LINE),
             Way::Once => prefetch_once(to_come, LINE),
             Way::Twice(first_cache) => {
-                prefetch_outer(to_come, LINE);
-                prefetch(to_come.wrapping_sub(self.ahead - first_cache), LINE);
+                prefetch_by_stages(to_come, Some(to_come.wrapping_sub(self.ahead - first_cache)), LINE);
             }
         }
     }
