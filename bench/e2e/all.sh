@@ -25,7 +25,6 @@ run() { # run SCRIPT ARGUMENTS...: again while something is left
 quantized() { run quantized --peers "$peers" --repeats "$repeats" --budget-s 120 "$@"; }
 
 for part in "$@"; do
-  sync  # writing out what a build left behind takes a tenth of a core; decode read 12 % less beside it
   SECONDS=0
   case $part in
     int4) quantized ;;

@@ -1,5 +1,5 @@
-//! The kernels for AVX2, FMA and F16C. One token takes all 32 rows (four vectors) of a panel at once, more take them in two halves
-//! of 16 so that the sums stay in the 16 registers.
+//! The kernels for AVX2, FMA and F16C. One token takes all 32 rows (four vectors) of a panel at once, more take them in
+//! two halves of 16 so that the sums stay in the 16 registers.
 
 use std::arch::x86_64::*;
 

@@ -101,7 +101,8 @@ fn streams(isa: Isa, tokens: usize) -> usize {
         Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
             super::avx512::streams(tokens).min(Tuning::get().streams)
         }
-        // Half as many as of 512-bit vectors: two were 1.05x and 1.02x as fast as one on an Emerald Rapids (11 and 15 rounds).
+        // Half as many as of 512-bit vectors: two were 1.05x and 1.02x as fast as one on an Emerald Rapids (11 and 15
+        // rounds).
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::avx2::streams(tokens).min(Tuning::get().streams / 2).max(1),
         _ => 1,

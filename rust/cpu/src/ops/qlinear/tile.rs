@@ -56,8 +56,8 @@ impl Panel {
     pub(super) unsafe fn put(&self, row: usize, token: usize, sum: f32) {
         // SAFETY: the caller's duty; a bias has as many rows.
         unsafe {
-            let bias = if self.bias.is_null() { None } else { Some(*self.bias.add(row)) };
-            *self.out.add(token + row) = bias.map_or(sum, |bias| sum + bias);
+            let sum = if self.bias.is_null() { sum } else { sum + *self.bias.add(row) };
+            *self.out.add(token + row) = sum;
         }
     }
 }
