@@ -49,9 +49,10 @@ fn main() {
     let clock = if threads == 1 { libc::CLOCK_PROCESS_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
     let mut bench = Bench { clock, workers: Pool::new(threads).unwrap(), filters, probe };
     println!("{threads} threads, levels up to {}", Isa::detect());
-    let types = [DType::F16.into(), DType::Bf16.into(), DType::F32.into(), KvType::Int8, KvType::Bf16Pairs];
+    let floats = [DType::F16, DType::Bf16, DType::F32].map(KvType::Float);
+    let types = [floats.as_slice(), &[KvType::Int8, KvType::Int16, KvType::Bf16Pairs]].concat();
     let shapes = [(16, 8, 128), (32, 8, 64), (14, 2, 64), (8, 8, 128)];
-    for dtype in types {
+    for dtype in types.iter().copied() {
         for (heads, kv_heads, dim) in shapes {
             for len in [2048, 16384] {
                 for block_size in [16, 32, 128] {
@@ -62,7 +63,7 @@ fn main() {
     }
     for (heads, kv_heads, dim) in shapes {
         for len in [512, 2048] {
-            for dtype in types {
+            for dtype in types.iter().copied() {
                 let case = Case { heads, kv_heads, dim, len, block_size: 128, dtype };
                 bench.case(case, len);
                 bench.store(case);
@@ -264,7 +265,7 @@ fn report(name: &str, times: &mut [f64], roofs: &mut [f64], work: f64, unit: &st
 fn levels(dtype: KvType) -> impl Iterator<Item = Isa> {
     let range = match dtype {
         KvType::Float(_) => Isa::Avx2..=Isa::Avx512,
-        KvType::Int8 => Isa::Avx2..=Isa::Avx512Vnni,
+        KvType::Int8 | KvType::Int16 => Isa::Avx2..=Isa::Avx512Vnni,
         KvType::Bf16Pairs => Isa::Avx512Bf16..=Isa::Avx512Bf16,
     };
     Isa::ALL.into_iter().filter(move |isa| range.contains(isa) && isa.is_supported())

@@ -302,7 +302,7 @@ fn blocks_and_threads(chunk: usize) -> &'static [(usize, usize)] {
 fn levels(dtype: KvType) -> impl Iterator<Item = Isa> {
     let exists = move |isa: &Isa| match dtype {
         KvType::Bf16Pairs => matches!(isa, Isa::Scalar | Isa::Avx512Bf16),
-        KvType::Float(_) | KvType::Int8 => true,
+        KvType::Float(_) | KvType::Int8 | KvType::Int16 => true,
     };
     Isa::ALL.into_iter().filter(move |isa| exists(isa) && isa.is_supported())
 }
@@ -328,7 +328,8 @@ fn assert_same(got: &[f32], want: &[f32], what: impl std::fmt::Debug) {
 
 const FLOATS: [KvType; 3] =
     [KvType::Float(DType::F32), KvType::Float(DType::F16), KvType::Float(DType::Bf16)];
-const TYPES: [KvType; 5] = [FLOATS[0], FLOATS[1], FLOATS[2], KvType::Int8, KvType::Bf16Pairs];
+const TYPES: [KvType; 6] = [FLOATS[0], FLOATS[1], FLOATS[2], KvType::Int8, KvType::Int16, KvType::Bf16Pairs];
+const INTEGERS: [KvType; 2] = [KvType::Int8, KvType::Int16];
 
 /// Types that a head of `dim` elements may have.
 fn types_of(dim: usize) -> impl Iterator<Item = KvType> {
@@ -355,19 +356,34 @@ fn exact(shape: &Shape, tokens: &Tokens) -> Vec<f64> {
             let round = |x: &Vec<f32>| x.iter().map(|x| f64::from(rounded(DType::Bf16, *x))).collect();
             (tokens.q.iter().map(query).collect(), round(&tokens.k), round(&tokens.v))
         }
-        KvType::Int8 => {
-            (coded(&tokens.q, shape.dim), coded(&tokens.k, shape.dim), coded(&tokens.v, shape.dim))
+        KvType::Int8 | KvType::Int16 => {
+            let scales: [fn(&[f32]) -> f32; 3] = match shape.dtype {
+                KvType::Int8 => [largest::<127>; 3],
+                _ => [length::<32_000>, |x| length::<65_000>(x).max(largest::<32_767>(x)), largest::<8_191>],
+            };
+            let [q, k, v] = scales;
+            (coded(&tokens.q, shape.dim, q), coded(&tokens.k, shape.dim, k), coded(&tokens.v, shape.dim, v))
         }
     };
     softmax_attention(shape, tokens.len, &q, &k, &v)
 }
 
-/// Every head rounded to whole multiples of its largest magnitude over 127.
-fn coded(x: &[f32], dim: usize) -> Vec<f64> {
+/// The scale whose codes of a head reach `N`.
+fn largest<const N: u32>(head: &[f32]) -> f32 {
+    head.iter().fold(0.0, |most, x| x.abs().max(most)) / N as f32
+}
+
+/// The scale whose codes of a head are a vector of length `N`.
+fn length<const N: u32>(head: &[f32]) -> f32 {
+    (head.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt() / f64::from(N)) as f32
+}
+
+/// Every head rounded to whole multiples of its scale.
+fn coded(x: &[f32], dim: usize, scale: fn(&[f32]) -> f32) -> Vec<f64> {
     let head = |head: &[f32]| -> Vec<f64> {
-        let scale = head.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
-        let code = |x: &f32| if scale > 0.0 { f64::from((x / scale).round_ties_even()) } else { 0.0 };
-        head.iter().map(|x| code(x) * f64::from(scale)).collect()
+        let scale = scale(head);
+        let code = |x: &f32| if scale > 0.0 { (x * (1.0 / scale)).round_ties_even() } else { 0.0 };
+        head.iter().map(|x| f64::from(code(x)) * f64::from(scale)).collect()
     };
     x.chunks(dim).flat_map(head).collect()
 }
@@ -418,6 +434,7 @@ fn tolerance(dtype: KvType) -> f64 {
     match dtype {
         KvType::Float(_) => 2e-6,
         KvType::Int8 => 2e-4,
+        KvType::Int16 => 2e-4,
         KvType::Bf16Pairs => 4e-3,
     }
 }
@@ -435,6 +452,29 @@ fn scalar_is_close_to_the_exact_softmax() {
                 assert_close(&got, &exact(&shape, &tokens), tolerance(dtype), shape);
             }
         }
+    }
+}
+
+/// What 16-bit integers are for: beside floats that nobody rounded, they err about as much as f16 does.
+#[test]
+fn integers_of_sixteen_bits_are_about_as_exact_as_halves() {
+    for (dim, sharpness) in [(64, 1.0), (128, 1.0), (128, 8.0), (256, 30.0)] {
+        let shape = Shape::new(2, 1, dim);
+        let mut tokens = Tokens::new(&shape, 600, dim as u64);
+        tokens.q.iter_mut().for_each(|q| *q *= sharpness);
+        let [q, k, v] =
+            [&tokens.q, &tokens.k, &tokens.v].map(|x| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+        let want = softmax_attention(&shape, tokens.len, &q, &k, &v);
+        let error = |dtype: KvType| {
+            let got = run(Shape { dtype, ..shape }, Way::plain(), &tokens, WHOLE);
+            let squares = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).powi(2));
+            (squares.sum::<f64>() / want.len() as f64).sqrt()
+        };
+        let [integers, halves, brains] = [KvType::Int16, FLOATS[1], FLOATS[2]].map(error);
+        assert!(
+            integers < halves && integers < brains / 4.0,
+            "{dim} {sharpness}: {integers:e} {halves:e} {brains:e}"
+        );
     }
 }
 
@@ -473,7 +513,7 @@ fn bits_do_not_depend_on_chunks_blocks_and_threads() {
     for len in [1, 15, 16, 255, 256, 257, 1000] {
         chunks_blocks_and_threads(&shape, len, [1, 7, 61, WHOLE]);
     }
-    for dtype in [KvType::Int8, KvType::Bf16Pairs] {
+    for dtype in [KvType::Int8, KvType::Int16, KvType::Bf16Pairs] {
         for len in [1, 15, 255, 600] {
             chunks_blocks_and_threads(&Shape { dtype, ..shape }, len, [1, 7, 61, WHOLE]);
         }
@@ -489,7 +529,7 @@ fn windows_hide_what_lies_behind_them() {
     }
     for (window, dtype) in [1, 17, 300]
         .into_iter()
-        .flat_map(|window| [KvType::Int8, KvType::Bf16Pairs].map(|dtype| (window, dtype)))
+        .flat_map(|window| [KvType::Int8, KvType::Int16, KvType::Bf16Pairs].map(|dtype| (window, dtype)))
     {
         let shape = Shape { window: Some(window), dtype, ..Shape::new(7, 1, 24) };
         chunks_blocks_and_threads(&shape, 400, [1, 7, 61, WHOLE]);
@@ -534,10 +574,16 @@ fn mixed(shape: Shape, way: Way, all: &[Tokens]) -> Vec<Vec<f32>> {
 #[test]
 fn a_sequence_does_not_see_its_batch() {
     let half = KvType::Float(DType::F16);
-    let pairs = KvType::Bf16Pairs;
-    for (window, dtype) in
-        [(None, half), (Some(300), half), (Some(300), KvType::Int8), (None, pairs), (Some(301), pairs)]
-    {
+    let (pairs, bytes, words) = (KvType::Bf16Pairs, KvType::Int8, KvType::Int16);
+    for (window, dtype) in [
+        (None, half),
+        (Some(300), half),
+        (Some(300), bytes),
+        (None, words),
+        (Some(300), words),
+        (None, pairs),
+        (Some(301), pairs),
+    ] {
         let shape = Shape { window, dtype, ..Shape::new(6, 2, 80) };
         let all: Vec<Tokens> = [300, 700, 257, 90, 1000, 33]
             .iter()
@@ -681,7 +727,7 @@ fn slot_minus_one_stores_nothing() {
 /// A later token's infinite value must not reach earlier rows.
 #[test]
 fn rows_do_not_see_broken_values_of_later_tokens() {
-    for dtype in [KvType::Float(DType::F16), KvType::Int8, KvType::Bf16Pairs] {
+    for dtype in [KvType::Float(DType::F16), KvType::Int8, KvType::Int16, KvType::Bf16Pairs] {
         broken_values(Shape { dtype, ..Shape::new(4, 2, 64) });
     }
 }
@@ -704,8 +750,9 @@ fn broken_values(shape: Shape) {
 /// A token with one element that is not finite breaks the whole head of what sees it, with integers.
 #[test]
 fn one_broken_element_breaks_its_head_of_integers() {
-    let shape = Shape { dtype: KvType::Int8, ..Shape::new(4, 2, 24) };
-    for (broken_k, at) in [(true, 5), (false, 23)] {
+    let cases = INTEGERS.into_iter().flat_map(|dtype| [(dtype, true, 5), (dtype, false, 23)]);
+    for (dtype, broken_k, at) in cases {
+        let shape = Shape { dtype, ..Shape::new(4, 2, 24) };
         let mut tokens = Tokens::new(&shape, 40, 3);
         let narrow = shape.kv_heads * shape.dim;
         let broken = if broken_k { &mut tokens.k } else { &mut tokens.v };
@@ -723,8 +770,10 @@ fn one_broken_element_breaks_its_head_of_integers() {
 /// Zero keys, values and queries, and values too small to count.
 #[test]
 fn zeros_give_zeros_with_integers() {
-    let shape = Shape { dtype: KvType::Int8, ..Shape::new(2, 1, 24) };
-    for value in [0.0, 1e-40, 1e-33] {
+    for (dtype, value) in
+        INTEGERS.into_iter().flat_map(|dtype| [0.0, 1e-40, 1e-33].map(|value| (dtype, value)))
+    {
+        let shape = Shape { dtype, ..Shape::new(2, 1, 24) };
         let mut tokens = Tokens::new(&shape, 40, 3);
         for x in [&mut tokens.q, &mut tokens.k, &mut tokens.v] {
             x.fill(value);

@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::codes::Code;
 use super::kernels;
-use super::products::{self, Integers, Products, integer_kernels, product_kernels};
+use super::products::{self, IntegerLevel, Products, integer_kernels};
 use super::simd::{Element, LANES, PvArgs, QkArgs, Simd, Widen};
 use super::store;
 use crate::math;
@@ -156,6 +157,11 @@ impl Simd for Avx2 {
         unsafe { Pair(math::exp_avx2(x.0), math::exp_avx2(x.1)) }
     }
     #[inline(always)]
+    unsafe fn exp2(x: Pair) -> Pair {
+        // SAFETY: the level is the caller's duty.
+        unsafe { Pair(math::exp2_avx2(x.0), math::exp2_avx2(x.1)) }
+    }
+    #[inline(always)]
     unsafe fn select(mask: u16, x: Pair, y: Pair) -> Pair {
         // SAFETY: the level is the caller's duty.
         unsafe {
@@ -220,14 +226,10 @@ impl Simd for Avx2 {
 #[derive(Clone, Copy)]
 pub(super) struct IntPair(__m256i, __m256i);
 
-impl Products for Avx2 {
+impl IntegerLevel for Avx2 {
     type Float = Self;
-    type Sums = IntPair;
-    type Dwords = IntPair;
-    const ELEMENTS: usize = 4;
+    type Ints = IntPair;
     const WORDS: usize = 2;
-    const PAIR_BYTES: usize = 2;
-    const SCALE_BYTES: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: i32) -> IntPair {
@@ -249,32 +251,12 @@ impl Products for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn score(sums: IntPair, scales: *const f32) -> Pair {
-        // SAFETY: the caller's duty.
-        unsafe { Self::mul(Self::to_float(sums), <Self as Simd>::load(scales)) }
+    unsafe fn to_float(x: IntPair) -> Pair {
+        // SAFETY: the level is the caller's duty.
+        unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
     }
     #[inline(always)]
-    unsafe fn load_keys(from: *const u8) -> IntPair {
-        // SAFETY: the caller's duty.
-        unsafe { IntPair(_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
-    }
-    #[inline(always)]
-    unsafe fn add_keys(sums: IntPair, keys: IntPair, query: *const i32) -> IntPair {
-        // Not VPMADDUBSW, which saturates.
-        // SAFETY: the caller's duty.
-        unsafe {
-            let (low, high) = (_mm256_set1_epi32(*query), _mm256_set1_epi32(*query.add(1)));
-            let add = |sum: __m256i, keys: __m256i| {
-                let even = _mm256_and_si256(keys, _mm256_set1_epi16(0xff));
-                let odd = _mm256_srli_epi16::<8>(keys);
-                let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, low));
-                _mm256_add_epi32(sum, _mm256_madd_epi16(odd, high))
-            };
-            IntPair(add(sums.0, keys.0), add(sums.1, keys.1))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_values(from: *const u8) -> IntPair {
+    unsafe fn load_widened(from: *const u8) -> IntPair {
         // SAFETY: the caller's duty.
         unsafe {
             let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
@@ -282,30 +264,31 @@ impl Products for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn add_values(sums: IntPair, values: IntPair, p: *const i32) -> IntPair {
-        // SAFETY: the caller's duty.
-        unsafe {
-            let p = _mm256_set1_epi32(*p);
-            let add = |sum: __m256i, values: __m256i| _mm256_add_epi32(sum, _mm256_madd_epi16(values, p));
-            IntPair(add(sums.0, values.0), add(sums.1, values.1))
-        }
-    }
-
-    product_kernels!("avx2,fma,f16c");
-}
-
-impl Integers for Avx2 {
-    #[inline(always)]
-    unsafe fn to_float(x: IntPair) -> Pair {
-        // SAFETY: the level is the caller's duty.
-        unsafe { Pair(_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
-    }
-    #[inline(always)]
     unsafe fn store_words(to: *mut i16, x: Pair) {
         // SAFETY: the caller's duty. The pack works within 128-bit halves; the permutation puts the quarters back.
         unsafe {
             let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
             _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_words(sums: IntPair, x: IntPair, pair: *const i32) -> IntPair {
+        // SAFETY: the caller's duty.
+        unsafe {
+            let pair = _mm256_set1_epi32(*pair);
+            let add = |sum: __m256i, x: __m256i| _mm256_add_epi32(sum, _mm256_madd_epi16(x, pair));
+            IntPair(add(sums.0, x.0), add(sums.1, x.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_bytes(sums: IntPair, x: IntPair, four: *const i32) -> IntPair {
+        // Not VPMADDUBSW, which saturates.
+        // SAFETY: the caller's duty.
+        unsafe {
+            let even = |x: __m256i| _mm256_and_si256(x, _mm256_set1_epi16(0xff));
+            let odd = |x: __m256i| _mm256_srli_epi16::<8>(x);
+            let sums = Self::add_words(sums, IntPair(even(x.0), even(x.1)), four);
+            Self::add_words(sums, IntPair(odd(x.0), odd(x.1)), four.add(1))
         }
     }
 

@@ -130,6 +130,11 @@ impl Simd for Avx512 {
         unsafe { math::exp_avx512(x) }
     }
     #[inline(always)]
+    unsafe fn exp2(x: __m512) -> __m512 {
+        // SAFETY: the level is the caller's duty.
+        unsafe { math::exp2_avx512(x) }
+    }
+    #[inline(always)]
     unsafe fn select(mask: u16, x: __m512, y: __m512) -> __m512 {
         // SAFETY: the level is the caller's duty.
         unsafe { _mm512_mask_blend_ps(mask, y, x) }

@@ -32,6 +32,8 @@ pub enum KvType {
     Float(DType),
     /// 8-bit integers with one f32 scale per token and head, of the key and of the value.
     Int8,
+    /// The same of 16 bits, about as exact as f16.
+    Int16,
     /// bf16 in the order of VPDPBF16PS, for [`Isa::Avx512Bf16`] and even heads; the scalar level defines its results.
     Bf16Pairs,
 }
@@ -52,20 +54,31 @@ impl KvType {
         match self {
             Self::Float(dtype) => dtype.name(),
             Self::Int8 => "int8",
+            Self::Int16 => "int16",
             Self::Bf16Pairs => DType::Bf16.name(),
         }
     }
 
     /// The type of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        if name == "int8" { Some(Self::Int8) } else { DType::from_name(name).map(Self::Float) }
+        match name {
+            "int8" => Some(Self::Int8),
+            "int16" => Some(Self::Int16),
+            other => DType::from_name(other).map(Self::Float),
+        }
+    }
+
+    /// Whether keys and values are integers with scales.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int16)
     }
 
     /// Bytes of one token's key, or value, in one head.
     pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
             Self::Float(dtype) => head_dim * dtype.size(),
-            Self::Int8 => codes::token_bytes(head_dim),
+            Self::Int8 => codes::token_bytes::<i8>(head_dim),
+            Self::Int16 => codes::token_bytes::<i16>(head_dim),
             Self::Bf16Pairs => head_dim * DType::Bf16.size(),
         }
     }
@@ -357,12 +370,8 @@ unsafe fn store_run(
     unsafe {
         let dtype = match pool.dtype {
             KvType::Float(dtype) => dtype,
-            KvType::Int8 => {
-                for ((k, v), offset) in k.zip(v).zip(offset..) {
-                    codes::store_token(isa, tile, at, offset, k, v);
-                }
-                return;
-            }
+            KvType::Int8 => return codes::store::<i8>(isa, tile, at, offset, k, v),
+            KvType::Int16 => return codes::store::<i16>(isa, tile, at, offset, k, v),
             KvType::Bf16Pairs => return pairs::store(isa, tile, at, offset, k, v),
         };
         for (v, offset) in v.zip(offset..) {

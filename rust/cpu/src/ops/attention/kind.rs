@@ -4,13 +4,13 @@ use std::f32::consts::{LN_2, LOG2_E};
 use std::marker::PhantomData;
 
 use super::SPLIT;
-use super::codes::{self, PackedQueries};
+use super::codes::{self, Code, PackedQueries};
 use super::kernels::SCORE_STRIDE;
 use super::pairs;
 use super::pairs_avx512::{self, Bf16Dots, add_half};
 use super::prefill::widen;
 use super::problem::{Problem, Sequence};
-use super::products::{Integers, Products, Weights};
+use super::products::{Codes, IntegerLevel, Products, Weights};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
 use super::tile::{Keys, Tile, attend, locate, pack_queries, seen};
@@ -87,11 +87,9 @@ impl<S: Simd, E: Element> Kind for Floats<S, E> {
     }
 }
 
-/// Integer [`codes`], read from the cache as they are by both forms.
-pub(super) struct Codes<P>(PhantomData<P>);
-
-impl<P: Integers> Kind for Codes<P> {
-    type Level = P::Float;
+// Read from the cache as they are by both forms.
+impl<L: IntegerLevel, C: Code> Kind for Codes<L, C> {
+    type Level = L::Float;
     const BETWEEN: bool = true;
 
     unsafe fn pack(
@@ -102,25 +100,44 @@ impl<P: Integers> Kind for Codes<P> {
         rows: usize,
         to: *mut f32,
     ) {
-        let packed = PackedQueries::new(to, walk::dwords::<P>(problem.head_dim()) * P::WORDS, rows);
-        for index in 0..rows {
-            let (row, _, head) = locate(problem, sequence, kv_head, first + index);
-            let query = problem.query(row, head);
-            // SAFETY: the caller's duty.
-            unsafe { codes::pack_query(problem.isa, query, problem.scale, packed, index, rows, P::WORDS) };
-        }
+        let queries = queries(problem, sequence, kv_head, first, rows);
+        let packed = packed_codes::<L, C>(problem.head_dim(), to, rows);
+        let (factor, words) = (problem.scale * LOG2_E, Self::WORDS);
+        // SAFETY: the caller's duty.
+        unsafe { codes::pack_queries::<C>(problem.isa, &queries[..rows], factor, packed, words) };
     }
     unsafe fn attend(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<P>(problem.head_dim(), true, keys, tile) }
+        unsafe { attend_codes::<L, C>(problem.head_dim(), true, keys, tile) }
     }
     unsafe fn prepare(_: &Problem<'_>, _: &Own, cached: Keys, _: (usize, usize)) -> Keys {
         cached
     }
     unsafe fn attend_prepared(problem: &Problem<'_>, keys: &Keys, tile: &mut Tile) {
         // SAFETY: the caller's duty.
-        unsafe { attend_codes::<P>(problem.head_dim(), false, keys, tile) }
+        unsafe { attend_codes::<L, C>(problem.head_dim(), false, keys, tile) }
     }
+}
+
+/// Where the packed queries of a tile of codes are.
+fn packed_codes<L: IntegerLevel, C: Code>(head_dim: usize, at: *mut f32, rows: usize) -> PackedQueries {
+    PackedQueries::new(at, walk::dwords::<Codes<L, C>>(head_dim) * Codes::<L, C>::WORDS, rows)
+}
+
+/// The queries of `rows` rows from `first` on.
+fn queries<'a>(
+    problem: &'a Problem<'_>,
+    sequence: &Sequence,
+    kv_head: usize,
+    first: usize,
+    rows: usize,
+) -> [&'a [f32]; MAX_TILE_ROWS] {
+    let mut queries = [&[][..]; MAX_TILE_ROWS];
+    for (index, query) in queries[..rows].iter_mut().enumerate() {
+        let (row, _, head) = locate(problem, sequence, kv_head, first + index);
+        *query = problem.query(row, head);
+    }
+    queries
 }
 
 /// Pairs of bf16, read from the cache as they are by both forms.
@@ -137,11 +154,7 @@ impl Kind for Pairs {
         rows: usize,
         to: *mut f32,
     ) {
-        let mut queries = [&[][..]; MAX_TILE_ROWS];
-        for (index, query) in queries[..rows].iter_mut().enumerate() {
-            let (row, _, head) = locate(problem, sequence, kv_head, first + index);
-            *query = problem.query(row, head);
-        }
+        let queries = queries(problem, sequence, kv_head, first, rows);
         let packed = PackedQueries::new(to, walk::dwords::<Bf16Dots>(problem.head_dim()), rows);
         // SAFETY: the caller's duty.
         unsafe { pairs::pack_queries(&queries[..rows], problem.scale * LOG2_E, packed) };
@@ -160,15 +173,14 @@ impl Kind for Pairs {
 }
 
 /// One tile against one split of codes; `ahead` says whether to prefetch what follows.
-unsafe fn attend_codes<P: Integers>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
+unsafe fn attend_codes<L: IntegerLevel, C: Code>(head_dim: usize, ahead: bool, keys: &Keys, tile: &mut Tile) {
     let Some(rows) = seen(tile) else { return };
     let (begin, end) = (tile.ranges[rows.start].0, tile.ranges[rows.end - 1].1);
     let vectors = ((begin - keys.start) / LANES, (end - keys.start).div_ceil(LANES));
-    let packed =
-        PackedQueries::new(tile.queries.cast_mut(), walk::dwords::<P>(head_dim) * P::WORDS, tile.rows);
+    let packed = packed_codes::<L, C>(head_dim, tile.queries.cast_mut(), tile.rows);
     // SAFETY: the caller's duty.
     unsafe {
-        walk::scores::<P>(head_dim, ahead, keys, tile, packed, (begin, end));
+        walk::scores::<Codes<L, C>>(head_dim, ahead, keys, tile, packed, (begin, end));
         let (mut factors, mut steps) = ([0f32; MAX_TILE_ROWS], [0f32; MAX_TILE_ROWS]);
         packed.factors.copy_to_nonoverlapping(factors.as_mut_ptr(), tile.rows);
         let ranges = tile.ranges.map(|(begin, end)| (begin - keys.start, end - keys.start));
@@ -184,13 +196,14 @@ unsafe fn attend_codes<P: Integers>(head_dim: usize, ahead: bool, keys: &Keys, t
             vectors,
             scales: &scales,
             ahead: &keys.at[first..first + if ahead { keys.between } else { 0 }],
-            piece_bytes: keys.len * codes::token_bytes(head_dim),
+            piece_bytes: keys.len * codes::token_bytes::<C>(head_dim),
         };
-        P::weights(&weights, &mut tile.sums[rows.clone()], &mut steps[rows.clone()]);
+        L::weights::<C>(&weights, &mut tile.sums[rows.clone()], &mut steps[rows.clone()]);
         let pairs = (begin / 2 * 2, end.next_multiple_of(2));
-        walk::values::<P>(head_dim, ahead, keys, tile, (0, tile.rows), pairs, true);
+        walk::values::<Codes<L, C>>(head_dim, ahead, keys, tile, (0, tile.rows), pairs, true);
         for row in rows {
-            P::scale(tile.out.add(row * tile.out_stride), padded(head_dim) / LANES, steps[row]);
+            tile.sums[row].0 *= LN_2;
+            L::scale(tile.out.add(row * tile.out_stride), padded(head_dim) / LANES, steps[row]);
         }
     }
 }

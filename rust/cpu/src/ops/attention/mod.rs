@@ -91,9 +91,10 @@ pub fn attention_with_split(
         use crate::tensor::DType::{Bf16, F16, F32};
         use avx2::Avx2;
         use avx512::Avx512;
-        use cache::KvType::{Bf16Pairs, Float, Int8};
-        use kind::{Codes, Floats, Pairs};
+        use cache::KvType::{Bf16Pairs, Float, Int8, Int16};
+        use kind::{Floats, Pairs};
         use levels::run;
+        use products::Codes;
         use products_avx512::{MultiplyAdds, Vnni};
         use simd::{Bf16 as Brain, F16 as Half, F32 as Single};
         match (isa, args.pool.dtype()) {
@@ -101,13 +102,16 @@ pub fn attention_with_split(
             (Isa::Avx2, Float(F32)) => return run::<Floats<Avx2, Single>>(worker, &problem, scratch),
             (Isa::Avx2, Float(F16)) => return run::<Floats<Avx2, Half>>(worker, &problem, scratch),
             (Isa::Avx2, Float(Bf16)) => return run::<Floats<Avx2, Brain>>(worker, &problem, scratch),
-            (Isa::Avx2, Int8) => return run::<Codes<Avx2>>(worker, &problem, scratch),
+            (Isa::Avx2, Int8) => return run::<Codes<Avx2, i8>>(worker, &problem, scratch),
+            (Isa::Avx2, Int16) => return run::<Codes<Avx2, i16>>(worker, &problem, scratch),
             (_, Float(F32)) => return run::<Floats<Avx512, Single>>(worker, &problem, scratch),
             (_, Float(F16)) => return run::<Floats<Avx512, Half>>(worker, &problem, scratch),
             (_, Float(Bf16)) => return run::<Floats<Avx512, Brain>>(worker, &problem, scratch),
-            (Isa::Avx512, Int8) => return run::<Codes<MultiplyAdds>>(worker, &problem, scratch),
+            (Isa::Avx512, Int8) => return run::<Codes<MultiplyAdds, i8>>(worker, &problem, scratch),
+            (Isa::Avx512, Int16) => return run::<Codes<MultiplyAdds, i16>>(worker, &problem, scratch),
             (_, Bf16Pairs) => return run::<Pairs>(worker, &problem, scratch),
-            (_, Int8) => return run::<Codes<Vnni>>(worker, &problem, scratch),
+            (_, Int8) => return run::<Codes<Vnni, i8>>(worker, &problem, scratch),
+            (_, Int16) => return run::<Codes<Vnni, i16>>(worker, &problem, scratch),
         }
     }
     run_scalar(worker, &problem, scratch);

@@ -21,19 +21,6 @@ pub(super) fn round(x: f32) -> f32 {
     half::bf16::from_f32(flushed(x)).to_f32()
 }
 
-/// Terms of a polynomial for 2^x from 0 to 1, highest first: off by 3.4e-6 of the value at most, exact at both ends.
-pub(super) const EXP2: [f32; 5] = [0.013555747, 0.05203237, 0.24137977, 0.69303215, 1.0];
-/// Everything below has a power of zero.
-pub(super) const LOWEST: f32 = -160.0;
-
-/// 2^x for `x` up to 0.
-pub(super) fn exp2(x: f32) -> f32 {
-    let x = if x <= LOWEST { LOWEST } else { x };
-    let [first, terms @ ..] = EXP2;
-    let power = terms.into_iter().fold(first, |sum, term| sum.mul_add(x - x.floor(), term));
-    (f64::from(power) * f64::from(x.floor()).exp2()) as f32
-}
-
 /// `sum` plus the products of two pairs of bf16, the second first: VPDPBF16PS.
 pub(super) fn dot(sum: f32, x: [f32; 2], y: [f32; 2]) -> f32 {
     let [x, y] = [x, y].map(|pair| pair.map(flushed));
@@ -263,21 +250,6 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn powers_of_two_are_close_and_exact_where_they_can_be() {
-        for step in 0..200_000 {
-            let x = -(step as f32) / 1400.0;
-            let (got, want) = (f64::from(exp2(x)), f64::from(x).exp2());
-            let tolerance = 3.5e-6 * want + f64::from(f32::from_bits(1)) / 2.0;
-            assert!((got - want).abs() <= tolerance, "{x}: got {got:e}, expected {want:e}");
-        }
-        for power in 0..=126 {
-            assert_eq!(exp2(-(power as f32)), f32::from_bits((127 - power) << 23));
-        }
-        assert_eq!([f32::NEG_INFINITY, -151.0, -1e9].map(exp2), [0.0; 3]);
-        assert!(exp2(f32::NAN).is_nan());
-    }
 
     #[test]
     fn the_dot_product_adds_the_second_product_first_and_flushes() {

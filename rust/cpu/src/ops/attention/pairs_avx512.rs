@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
 use super::kernels::lanes;
-use super::pairs::{EXP2, LOWEST};
-use super::products::{self, Products, product_kernels};
+use super::products::{self, Products};
 use super::simd::{LANES, Simd};
+use crate::math::exp2_avx512;
 
 /// AVX-512 with BF16.
 pub(super) struct Bf16Dots;
@@ -60,7 +60,16 @@ impl Products for Bf16Dots {
         unsafe { dot(sums, values, _mm512_set1_epi32(*p)) }
     }
 
-    product_kernels!("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c");
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+    unsafe fn qk<const R: usize, const N: usize>(args: &products::QkArgs) {
+        // SAFETY: the caller's duty.
+        unsafe { products::qk::<Self, R, N>(args) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+    unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs<'_>) {
+        // SAFETY: the caller's duty.
+        unsafe { products::pv::<Self, R, N>(args) }
+    }
 }
 
 /// Add the products of sixteen pairs of bf16.
@@ -97,19 +106,6 @@ unsafe fn rounded(x: __m512) -> __m256i {
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) }
 }
 
-/// [`exp2`](super::pairs::exp2) of sixteen numbers.
-#[inline(always)]
-unsafe fn exp2(x: __m512) -> __m512 {
-    // SAFETY: the level is the caller's duty.
-    unsafe {
-        let x = _mm512_max_ps(_mm512_set1_ps(LOWEST), x);
-        let rest = _mm512_sub_ps(x, _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x));
-        let [first, terms @ ..] = EXP2.map(|term| _mm512_set1_ps(term));
-        let power = terms.into_iter().fold(first, |sum, term| _mm512_fmadd_ps(sum, rest, term));
-        _mm512_scalef_ps(power, x)
-    }
-}
-
 /// Softmax of scores `begin..end` of a row, in base two: their probabilities, over the largest one, become bf16 words in
 /// place, word j that of score j; vectors `vectors` outside the range become zero. Returns the largest score and the sum
 /// of the probabilities before they are rounded.
@@ -138,7 +134,7 @@ pub(super) unsafe fn softmax(
         let max = Avx512::maximum(most);
 
         let shift = _mm512_set1_ps(max);
-        let all = |index: usize| exp2(_mm512_sub_ps(scores(index), shift));
+        let all = |index: usize| exp2_avx512(_mm512_sub_ps(scores(index), shift));
         let some = |index: usize| _mm512_maskz_mov_ps(lanes(index, begin, end), all(index));
         let store = |index: usize, p: __m512| {
             _mm256_storeu_si256(row.cast::<i16>().add(index * LANES).cast(), rounded(p));

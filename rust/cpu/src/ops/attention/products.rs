@@ -1,7 +1,10 @@
 //! The loops over dwords of small numbers, [`codes`](super::codes) or [`pairs`](super::pairs), written once over
 //! [`Products`]; each level compiles them.
 
+use std::marker::PhantomData;
+
 use super::ahead::{Ahead, LINE, parts};
+use super::codes::Code;
 use super::kernels::SCORE_STRIDE;
 use super::simd::{LANES, Simd};
 pub(super) use super::weights::{Weights, weights};
@@ -95,18 +98,108 @@ pub(super) trait Products: 'static {
     unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs<'_>);
 }
 
-/// What integers need besides: probabilities are weighed by the scales of their values and become integers themselves.
+/// Instructions on integers.
 ///
 /// # Safety
 /// As [`Simd`].
-pub(super) trait Integers: Products {
-    unsafe fn to_float(x: Self::Sums) -> <Self::Float as Simd>::V;
+pub(super) trait IntegerLevel: 'static {
+    /// The level's floats.
+    type Float: Simd;
+    /// Sixteen integers of 32 bits, or thirty-two of 16.
+    type Ints: Copy;
+    /// Dwords of a packed query for each dword of a key of bytes.
+    const WORDS: usize;
+
+    unsafe fn splat(x: i32) -> Self::Ints;
+    unsafe fn load(from: *const i32) -> Self::Ints;
+    unsafe fn store(to: *mut i32, x: Self::Ints);
+    unsafe fn to_float(x: Self::Ints) -> <Self::Float as Simd>::V;
+    /// Thirty-two signed bytes, widened.
+    unsafe fn load_widened(from: *const u8) -> Self::Ints;
     /// Round sixteen f32 to 16-bit integers, ties to even.
     unsafe fn store_words(to: *mut i16, x: <Self::Float as Simd>::V);
+    /// Add the products of sixteen pairs of 16-bit integers with one.
+    unsafe fn add_words(sums: Self::Ints, x: Self::Ints, pair: *const i32) -> Self::Ints;
+    /// Add the products of sixteen times four unsigned bytes with four signed ones, packed as [`WORDS`](Self::WORDS) says.
+    unsafe fn add_bytes(sums: Self::Ints, x: Self::Ints, four: *const i32) -> Self::Ints;
 
     // The loops below, compiled for this level.
-    unsafe fn weights(args: &Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]);
+    unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkArgs);
+    unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvArgs<'_>);
+    unsafe fn weights<C: Code>(args: &Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]);
     unsafe fn scale(sums: *mut f32, vectors: usize, step: f32);
+}
+
+/// Codes of type `C`, multiplied with the instructions of `L`.
+pub(super) struct Codes<L, C>(PhantomData<(L, C)>);
+
+impl<L: IntegerLevel, C: Code> Products for Codes<L, C> {
+    type Float = L::Float;
+    type Sums = L::Ints;
+    type Dwords = L::Ints;
+    const ELEMENTS: usize = C::ELEMENTS;
+    const WORDS: usize = if size_of::<C>() == 1 { L::WORDS } else { 1 };
+    const PAIR_BYTES: usize = 2 * size_of::<C>();
+    const SCALE_BYTES: usize = size_of::<f32>();
+
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { L::splat(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { L::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut i32, x: L::Ints) {
+        // SAFETY: the caller's duty.
+        unsafe { L::store(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn score(sums: L::Ints, scales: *const f32) -> <L::Float as Simd>::V {
+        // SAFETY: the caller's duty.
+        unsafe { L::Float::mul(L::to_float(sums), L::Float::load(scales)) }
+    }
+    #[inline(always)]
+    unsafe fn load_keys(from: *const u8) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { L::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add_keys(sums: L::Ints, keys: L::Ints, query: *const i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe {
+            match size_of::<C>() {
+                1 => L::add_bytes(sums, keys, query),
+                _ => L::add_words(sums, keys, query),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_values(from: *const u8) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe {
+            match size_of::<C>() {
+                1 => L::load_widened(from),
+                _ => L::load(from.cast()),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_values(sums: L::Ints, values: L::Ints, p: *const i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { L::add_words(sums, values, p) }
+    }
+    unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs) {
+        // SAFETY: the caller's duty.
+        unsafe { L::qk::<Self, R, N>(args) }
+    }
+    unsafe fn pv<const R: usize, const N: usize>(args: &PvArgs<'_>) {
+        // SAFETY: the caller's duty.
+        unsafe { L::pv::<Self, R, N>(args) }
+    }
 }
 
 /// Scores of R query rows against N vectors of keys: one chain of sums over ascending dwords, then times the scale of
@@ -200,40 +293,33 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
 
 /// Turn integer sums into results of a split, in place.
 #[inline(always)]
-pub(super) unsafe fn scale<P: Integers>(sums: *mut f32, vectors: usize, step: f32) {
+pub(super) unsafe fn scale<L: IntegerLevel>(sums: *mut f32, vectors: usize, step: f32) {
     // SAFETY: the caller's duty.
     unsafe {
-        let step = P::Float::splat(step);
+        let step = L::Float::splat(step);
         for at in (0..vectors).map(|index| sums.add(index * LANES)) {
-            P::Float::store(at, P::Float::mul(P::to_float(P::load(at.cast())), step));
+            L::Float::store(at, L::Float::mul(L::to_float(L::load(at.cast())), step));
         }
     }
 }
 
-/// The methods of [`Products`] that are loops, compiled with the instructions `$features`.
-macro_rules! product_kernels {
-    ($features:literal) => {
-        #[target_feature(enable = $features)]
-        unsafe fn qk<const R: usize, const N: usize>(args: &products::QkArgs) {
-            // SAFETY: the caller's duty.
-            unsafe { products::qk::<Self, R, N>(args) }
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn pv<const R: usize, const N: usize>(args: &products::PvArgs<'_>) {
-            // SAFETY: the caller's duty.
-            unsafe { products::pv::<Self, R, N>(args) }
-        }
-    };
-}
-pub(super) use product_kernels;
-
-/// The methods of [`Integers`] that are loops, compiled with the instructions `$features`.
+/// The methods of [`IntegerLevel`] that are loops, compiled with the instructions `$features`.
 macro_rules! integer_kernels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        unsafe fn weights(args: &products::Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]) {
+        unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &products::QkArgs) {
             // SAFETY: the caller's duty.
-            unsafe { products::weights::<Self>(args, sums, steps) }
+            unsafe { products::qk::<P, R, N>(args) }
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &products::PvArgs<'_>) {
+            // SAFETY: the caller's duty.
+            unsafe { products::pv::<P, R, N>(args) }
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn weights<C: Code>(args: &products::Weights<'_>, sums: &mut [(f32, f32)], steps: &mut [f32]) {
+            // SAFETY: the caller's duty.
+            unsafe { products::weights::<Self, C>(args, sums, steps) }
         }
         #[target_feature(enable = $features)]
         unsafe fn scale(sums: *mut f32, vectors: usize, step: f32) {

@@ -10,9 +10,12 @@
 //! 5. The result is o / l.
 //!
 //! A cache of integers changes two of them. The query of a head is rounded to codes with a scale of its own.
-//! 2. Score: the exact integer sum, as f32, times the key's scale, times (the query's scale times the softmax scale).
-//! 3. w = p * the value's scale; with the largest w of the split, n = w * (32767 / largest) rounded to nearest even,
-//!    and o[d] is the exact sum of n times the value's code, as f32, times (largest / 32767). The sum l is of p.
+//! 2. Score: the exact integer sum, as f32, times the key's scale. It is a power of two when multiplied by f = the query's
+//!    scale times (the softmax scale times log2 e).
+//! 3. m is the largest score times f, p = 2^`mul_add(score, f, -m)`, and the m that splits are folded by is times ln 2.
+//!    w = p * the value's scale. With the larger s of the largest w of the split over 32767 and of their sum, taken as l
+//!    is, over a limit of the code: n = w * (1 / s) rounded to nearest even, and o[d] is the exact sum of n times the
+//!    value's code, as f32, times s. The sum l is of p.
 //!
 //! A cache of pairs of bf16 changes the same two. Queries times (the scale times log2 e) are rounded to bf16; subnormal
 //! numbers count as zero.
@@ -27,11 +30,11 @@ use std::ops::Range;
 
 use super::SPLIT;
 use super::cache::{KvType, TileHead};
-use super::codes;
+use super::codes::{self, Code};
 use super::pairs;
 use super::problem::Problem;
 use super::simd::LANES;
-use crate::math::exp;
+use crate::math::{exp, exp2};
 use crate::tensor::DType;
 
 /// Memory of one call of [`attend`]: `head_dim` elements each.
@@ -64,13 +67,12 @@ pub(super) unsafe fn attend(
             *rounded = pairs::round(*q * (scale * LOG2_E));
         }
         (query, scale) = (rounded, 1.0);
-    } else if problem.pool.dtype() == KvType::Int8 {
-        let step = codes::scale_of(query);
-        scale *= step;
-        for (rounded, q) in rounded.iter_mut().zip(query) {
-            *rounded = if codes::is_usable(step) { codes::code(*q, step) as f32 } else { 0.0 };
-        }
-        query = rounded;
+    } else if problem.pool.dtype().is_integer() {
+        let step = match problem.pool.dtype() {
+            KvType::Int8 => codes::codes_of_query::<i8>(query, rounded),
+            _ => codes::codes_of_query::<i16>(query, rounded),
+        };
+        (query, scale) = (rounded, step * (scale * LOG2_E));
     }
     let reader = Reader { problem, sequence, kv_head: head / problem.group_size };
     let (mut m, mut l) = (f32::NEG_INFINITY, 0.0);
@@ -147,14 +149,14 @@ impl Reader<'_> {
     }
 
     /// The same by the rules of integers; `query` holds codes.
-    fn code_score(&self, key: usize, query: &[f32]) -> f32 {
+    fn code_score<C: Code>(&self, key: usize, query: &[f32]) -> f32 {
         let (at, offset) = self.at(key);
         let tile = self.problem.pool.tile();
         let mut sum = 0;
         for (d, q) in query.iter().enumerate() {
-            let code = at.key_codes(tile).wrapping_add(4 * (d / 4 * tile + offset) + d % 4);
+            let index = C::ELEMENTS * (d / C::ELEMENTS * tile + offset) + d % C::ELEMENTS;
             // SAFETY: an element of the tile; nobody writes it meanwhile.
-            sum += *q as i32 * (i32::from(unsafe { code.read() }) - codes::BIAS);
+            sum += *q as i32 * unsafe { C::stored(at.key_codes(tile), index) };
         }
         sum as f32 * self.scale(at.keys, offset)
     }
@@ -196,25 +198,29 @@ impl Reader<'_> {
     }
 
     /// The same by the rules of integers.
-    fn add_codes(&self, keys: Range<usize>, p: &mut [f32], part: &mut [f32]) {
-        let mut most = 0f32;
+    fn add_codes<C: Code>(&self, keys: Range<usize>, p: &mut [f32], part: &mut [f32]) {
+        let (mut most, mut lanes) = (0f32, [0f32; LANES]);
         for (key, p) in keys.clone().zip(&mut *p) {
             let (at, offset) = self.at(key);
             *p *= self.scale(at.values, offset);
             most = if *p > most { *p } else { most };
+            lanes[key % LANES] += *p;
         }
-        let usable = most > codes::NOTHING;
-        let (factor, step) = if usable { (codes::TOP / most, most / codes::TOP) } else { (0.0, 0.0) };
+        let step = codes::step_of::<C>(most, sum_of(lanes));
+        let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
         let tile = self.problem.pool.tile();
-        let width = codes::padded(part.len());
+        let width = codes::padded::<C>(part.len());
         for (d, part) in part.iter_mut().enumerate() {
-            let mut sum = 0;
+            let mut sum = 0i32;
             for (key, p) in keys.clone().zip(&*p) {
                 let (at, offset) = self.at(key);
-                let code = at.value_codes(tile).wrapping_add(offset / 2 * 2 * width + 2 * d + offset % 2);
                 // SAFETY: an element of the tile; nobody writes it meanwhile.
-                let code = unsafe { code.cast::<i8>().read() };
-                sum += (*p * factor).round_ties_even() as i32 * i32::from(code);
+                let code: i32 = unsafe {
+                    let codes = at.value_codes(tile).cast::<C>();
+                    codes.add(offset / 2 * 2 * width + 2 * d + offset % 2).read_unaligned().into()
+                };
+                // What is not finite may go round; its result is NaN.
+                sum = sum.wrapping_add((*p * factor).round_ties_even() as i32 * code);
             }
             *part = sum as f32 * step;
         }
@@ -233,28 +239,42 @@ fn attend_split(
     let mut scores = [0f32; SPLIT];
     let mut max = f32::NEG_INFINITY;
     for (key, score) in keys.clone().zip(&mut scores) {
-        let product = match dtype {
-            KvType::Float(dtype) => reader.float_score(dtype, key, query),
-            KvType::Int8 => reader.code_score(key, query),
+        *score = match dtype {
+            KvType::Float(dtype) => reader.float_score(dtype, key, query) * scale,
+            KvType::Int8 => reader.code_score::<i8>(key, query),
+            KvType::Int16 => reader.code_score::<i16>(key, query),
             KvType::Bf16Pairs => reader.pair_score(key, query),
         };
-        *score = product * scale;
         max = max.max(*score);
+    }
+    if dtype.is_integer() {
+        max *= scale;
     }
     let mut lanes = [0f32; LANES];
     for (key, score) in keys.clone().zip(&mut scores) {
-        *score = if dtype == KvType::Bf16Pairs { pairs::exp2(*score - max) } else { exp(*score - max) };
+        *score = match dtype {
+            KvType::Float(_) => exp(*score - max),
+            KvType::Bf16Pairs => exp2(*score - max),
+            KvType::Int8 | KvType::Int16 => exp2(score.mul_add(scale, -max)),
+        };
         lanes[key % LANES] += *score;
     }
     match dtype {
         KvType::Float(dtype) => reader.add_floats(dtype, keys, &scores, part),
-        KvType::Int8 => reader.add_codes(keys, &mut scores, part),
+        KvType::Int8 => reader.add_codes::<i8>(keys, &mut scores, part),
+        KvType::Int16 => reader.add_codes::<i16>(keys, &mut scores, part),
         KvType::Bf16Pairs => reader.add_pairs(keys, &scores, part),
     }
+    (if matches!(dtype, KvType::Float(_)) { max } else { max * LN_2 }, sum_of(lanes))
+}
+
+/// Lanes i and i + 8, then + 4, + 2, + 1.
+#[inline(always)]
+pub(super) fn sum_of(mut lanes: [f32; LANES]) -> f32 {
     for step in [8, 4, 2, 1] {
         for lane in 0..step {
             lanes[lane] += lanes[lane + step];
         }
     }
-    (if dtype == KvType::Bf16Pairs { max * LN_2 } else { max }, lanes[0])
+    lanes[0]
 }

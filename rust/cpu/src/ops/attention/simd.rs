@@ -104,6 +104,7 @@ pub(super) trait Simd: 'static {
     /// `x * y + z`, rounded once.
     unsafe fn fma(x: Self::V, y: Self::V, z: Self::V) -> Self::V;
     unsafe fn exp(x: Self::V) -> Self::V;
+    unsafe fn exp2(x: Self::V) -> Self::V;
     /// Lanes of `x` whose bit is set in `mask`, the others from `y`.
     unsafe fn select(mask: u16, x: Self::V, y: Self::V) -> Self::V;
     /// Lanes i and i + 8, then + 4, + 2, + 1.

@@ -49,6 +49,7 @@ pub(super) fn ask_for_slot(pool: &KvPool, at: TileHead, offset: usize) {
     let (scales, together, size) = match pool.dtype() {
         KvType::Float(dtype) => (0, 1, dtype.size()),
         KvType::Int8 => (size_of::<f32>() * tile, 4, 1),
+        KvType::Int16 => (size_of::<f32>() * tile, 2, 2),
         KvType::Bf16Pairs => (0, 2, DType::Bf16.size()),
     };
     let (dim, tokens) = (pool.head_dim().next_multiple_of(together), together.min(2));
@@ -186,7 +187,7 @@ mod tests {
         for (dtype, dim, block_size) in types
             .into_iter()
             .flat_map(|dtype| [16, 24, 33, 64].map(|dim| (dtype, dim)))
-            .chain([(KvType::Int8, 24)])
+            .chain([(KvType::Int8, 24), (KvType::Int16, 24), (KvType::Int16, 33)])
             .chain([16, 24, 34, 64].map(|dim| (KvType::Bf16Pairs, dim)))
             .flat_map(|(dtype, dim)| [16, 32, 64, 128].map(|size| (dtype, dim, size)))
         {
@@ -195,7 +196,7 @@ mod tests {
                 let element = |at: usize| match at % 61 {
                     7 => 1e-41,
                     11 => -6.5e-8,
-                    13 if dtype != KvType::Int8 => f32::INFINITY,
+                    13 if !dtype.is_integer() => f32::INFINITY,
                     rest => (rest as f32 - 30.3) * (at as f32 + 1.0),
                 };
                 let k: Vec<f32> = (0..slots.len() * width).map(element).collect();
