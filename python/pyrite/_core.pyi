@@ -142,7 +142,7 @@ class CpuExecutor:
 
         Args:
             num_blocks: per KV group.
-            kv_dtype: "float32", "float16", "bfloat16" or "int8".
+            kv_dtype: "float32", "float16", "bfloat16", "int16" or "int8".
             weight_dtype: convert matrices to this dtype; None keeps the checkpoint's.
             isa: force an instruction level; None takes the best one.
             progress: called with (bytes done, bytes in all) from the calling thread, signals checked in between.

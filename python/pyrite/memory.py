@@ -145,10 +145,10 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     weight_bytes, num_parameters = _weights(program, model.weights, dtype, device)
     scratch = program.scratch_bytes(max_tokens=config.max_num_batched_tokens, max_rows=rows, itemsize=itemsize)
     logits = 4 * rows * program.vocab_size
-    kv_dtype = kv_cache_dtype(model.weights, program, config)
-    if device != "cpu" and kv_dtype == "int8":
+    kv_dtype = kv_cache_dtype(model.weights, program, config, device)
+    if device != "cpu" and kv_dtype in ("int8", "int16"):
         raise ConfigError(
-            "keys and values in 8 bits are built for the CPU only", got=kv_dtype, expected=dtype, field="kv_cache_dtype"
+            "integer keys and values are built for the CPU only", got=kv_dtype, expected=dtype, field="kv_cache_dtype"
         )
     if device == "cuda":
         check_cuda_dtypes(dtype, kv_dtype)
@@ -192,11 +192,13 @@ def plan_memory(model: OpenModel, config: EngineConfig) -> MemoryPlan:
     )
 
 
-def kv_cache_dtype(weights: Weights, program: Program, config: EngineConfig) -> KvDtype:
-    """The dtype of keys and values: as asked for, or that of the (converted) matrices."""
+def kv_cache_dtype(weights: Weights, program: Program, config: EngineConfig, device: Device) -> KvDtype:
+    """The dtype of keys and values: as asked for, or that of the (converted) matrices; on the CPU integers of 16 bits
+    in place of floats of 16, since they are more exact and faster."""
     if config.kv_cache_dtype in get_args(KvDtype):
         return config.kv_cache_dtype  # type: ignore[return-value]
-    return matrix_dtype(weights, program, config)
+    dtype = matrix_dtype(weights, program, config)
+    return "int16" if device == "cpu" and dtype != "float32" else dtype
 
 
 def matrix_dtype(weights: Weights, program: Program, config: EngineConfig) -> FloatDtype:

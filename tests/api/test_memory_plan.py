@@ -13,7 +13,7 @@ from pyrite.settings import EngineConfig
 
 FULL = KvGroup(window=None, num_layers=2, num_kv_heads=2, head_dim=8)
 WINDOWED = KvGroup(window=100, num_layers=6, num_kv_heads=2, head_dim=8)
-FULL_TOKEN_BYTES = 2 * 2 * 2 * 8 * 2
+FULL_TOKEN_BYTES = 2 * 2 * 2 * (8 * 2 + 4)
 PADDED = 64 * 16 + 32 * 16
 """Weights of the two matrices below, their rows padded to panels of 32."""
 
@@ -61,10 +61,12 @@ def test_counts_bytes_and_parameters():
 @pytest.mark.parametrize(
     ("stored", "dtype", "kv_cache_dtype", "expected", "itemsize"),
     [
-        ("BF16", "auto", "auto", "bfloat16", 2),
+        ("BF16", "auto", "auto", "int16", 2),
+        ("F16", "auto", "auto", "int16", 2),
         ("F32", "auto", "auto", "float32", 4),
         ("F16", "auto", "float32", "float32", 2),
         ("BF16", "float32", "auto", "float32", 4),
+        ("F32", "float16", "auto", "int16", 2),
         ("F32", "float16", "bfloat16", "bfloat16", 2),
     ],
 )

@@ -128,9 +128,11 @@ def kv_block_bytes(group: KvGroup, block_size: int, kv_dtype: str) -> int:
     """Bytes of one block of a KV group: keys and values of `block_size` tokens in all its layers.
 
     Args:
-        kv_dtype: "float32", "float16", "bfloat16", or "int8": a code per element, `head_dim` rounded up to a multiple
-            of four, and a float32 scale.
+        kv_dtype: "float32", "float16", "bfloat16", or "int16" and "int8": a code per element, rounded up to a multiple
+            of four bytes, and a float32 scale.
     """
-    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2}
-    head_bytes = -(-group.head_dim // 4) * 4 + 4 if kv_dtype == "int8" else group.head_dim * itemsize[kv_dtype]
+    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1}
+    head_bytes = group.head_dim * itemsize[kv_dtype]
+    if kv_dtype in ("int8", "int16"):
+        head_bytes = -(-head_bytes // 4) * 4 + 4
     return 2 * group.num_layers * group.num_kv_heads * head_bytes * block_size

@@ -40,7 +40,7 @@ class CpuBackend:
         checkpoint: validated headers of the model folder.
         num_blocks: KV blocks per group of the program.
         max_tokens, max_rows, max_seqs: the largest T, R and S of a step.
-        kv_dtype: "float32", "float16", "bfloat16" or "int8".
+        kv_dtype: "float32", "float16", "bfloat16", "int16" or "int8".
         weight_dtype: dtype that matrices without a scheme are converted to; None keeps the checkpoint's.
         num_threads: workers, the calling thread included.
         isa: forced instruction level; None takes the best one of this processor.

@@ -7,6 +7,7 @@ Integer weights are those of `quant/reference.py`, and so is the arithmetic on t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -62,6 +63,17 @@ class Plan(Protocol):
         ...
 
 
+# Of integer keys, values and queries: the largest code, and the largest length of a head as a vector of codes.
+KV_SCALES = {
+    ("int8", "key"): (127, math.inf),
+    ("int8", "value"): (127, math.inf),
+    ("int8", "query"): (127, math.inf),
+    ("int16", "key"): (32767, 65000),
+    ("int16", "value"): (8191, math.inf),
+    ("int16", "query"): (32767, 32000),
+}
+
+
 class TorchReference:
     """A `Backend` on plain torch.
 
@@ -73,8 +85,8 @@ class TorchReference:
         dtype: of weights, activations and cache: float32, or float64 for a reference of the reference.
         quantized_inputs: how the inputs of integer weights are taken. "int8": exact integer dots on inputs rounded to
             int8, as the CPU does; "float": the inputs as they are, times `(code - zero) * scale`, as the GPU does.
-        kv_dtype: of the cache: `dtype`, or "int8": keys, values and queries rounded to whole multiples of the largest
-            magnitude of their head over 127.
+        kv_dtype: of the cache: `dtype`, or "int8" or "int16": keys, values and queries rounded to whole multiples of a
+            scale of their head, by `KV_SCALES`.
     """
 
     def __init__(
@@ -86,7 +98,7 @@ class TorchReference:
         num_blocks: Sequence[int],
         dtype: torch.dtype = torch.float32,
         quantized_inputs: Literal["int8", "float"] = "int8",
-        kv_dtype: Literal["int8"] | None = None,
+        kv_dtype: Literal["int8", "int16"] | None = None,
     ) -> None:
         self.program = program
         self.kv_dtype = kv_dtype
@@ -186,11 +198,14 @@ class _Step:
             raise InternalError("slot outside the KV pool", got=slot, field=f"slot_mapping({group})")
         return block, offset
 
-    def stored(self, heads: torch.Tensor) -> torch.Tensor:
-        """Heads as the cache keeps them, [heads, head_dim]."""
+    def stored(self, heads: torch.Tensor, kind: Literal["key", "value", "query"]) -> torch.Tensor:
+        """Heads as the cache keeps them, [heads, head_dim]; queries as they meet it."""
         if self.backend.kv_dtype is None:
             return heads
-        scale = heads.abs().amax(-1, keepdim=True) / 127
+        largest, length = KV_SCALES[self.backend.kv_dtype, kind]
+        scale = torch.maximum(
+            heads.abs().amax(-1, keepdim=True) / largest, torch.linalg.vector_norm(heads, dim=-1, keepdim=True) / length
+        )
         return torch.where(scale > 0, torch.round(heads / scale) * scale, 0.0)
 
     def slot_of(self, group: int, seq: int, position: int) -> int:
@@ -259,8 +274,8 @@ def _kv_store(step: _Step, op: ir.KvStore) -> None:
         if slot == -1:
             continue
         block, offset = step.block_and_offset(op.group, slot)
-        k_cache[op.layer, block, offset] = step.stored(k.view(k_cache.shape[-2:]))
-        v_cache[op.layer, block, offset] = step.stored(v.view(v_cache.shape[-2:]))
+        k_cache[op.layer, block, offset] = step.stored(k.view(k_cache.shape[-2:]), "key")
+        v_cache[op.layer, block, offset] = step.stored(v.view(v_cache.shape[-2:]), "value")
 
 
 def _attention(step: _Step, op: ir.Attention) -> None:
@@ -275,7 +290,7 @@ def _attention(step: _Step, op: ir.Attention) -> None:
         slots = [step.slot_of(op.group, seq, j) for j in range(first, position + 1)]
         k = k_cache[slots].repeat_interleave(shared, dim=1)  # [keys, num_heads, head_dim]
         v = v_cache[slots].repeat_interleave(shared, dim=1)
-        heads = step.stored(q.view(op.num_heads, group.head_dim))
+        heads = step.stored(q.view(op.num_heads, group.head_dim), "query")
         scores = torch.einsum("hd,jhd->hj", heads, k) * op.softmax_scale
         out.copy_(torch.einsum("hj,jhd->hd", torch.softmax(scores, dim=-1), v).flatten())
 

@@ -65,7 +65,7 @@ impl CpuExecutor {
             max_rows,
             max_seqs,
             kv_dtype: KvType::from_name(kv_dtype)
-                .ok_or_else(|| unknown("kv_dtype", kv_dtype, "float32, float16, bfloat16, int8"))?,
+                .ok_or_else(|| unknown("kv_dtype", kv_dtype, "float32, float16, bfloat16, int16, int8"))?,
             weight_dtype: weight_dtype.map(|name| parse_dtype("weight_dtype", name)).transpose()?,
             num_threads,
             isa: isa.map_or_else(|| Ok(Isa::detect()), parse_isa)?,
