@@ -137,11 +137,6 @@ impl Simd for Avx2 {
         unsafe { Pair(_mm256_mul_ps(x.0, y.0), _mm256_mul_ps(x.1, y.1)) }
     }
     #[inline(always)]
-    unsafe fn div(x: Pair, y: Pair) -> Pair {
-        // SAFETY: the level is the caller's duty.
-        unsafe { Pair(_mm256_div_ps(x.0, y.0), _mm256_div_ps(x.1, y.1)) }
-    }
-    #[inline(always)]
     unsafe fn max(x: Pair, y: Pair) -> Pair {
         // SAFETY: the level is the caller's duty.
         unsafe { Pair(_mm256_max_ps(x.0, y.0), _mm256_max_ps(x.1, y.1)) }

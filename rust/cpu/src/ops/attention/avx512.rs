@@ -110,11 +110,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_mul_ps(x, y) }
     }
     #[inline(always)]
-    unsafe fn div(x: __m512, y: __m512) -> __m512 {
-        // SAFETY: the level is the caller's duty.
-        unsafe { _mm512_div_ps(x, y) }
-    }
-    #[inline(always)]
     unsafe fn max(x: __m512, y: __m512) -> __m512 {
         // SAFETY: the level is the caller's duty.
         unsafe { _mm512_max_ps(x, y) }

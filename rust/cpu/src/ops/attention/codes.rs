@@ -12,7 +12,7 @@
 //! A token whose key or value has an element that is not finite gets two scales that are NaN, and so does every
 //! result that sees it.
 
-use super::cache::TileHead;
+use super::cache::{TILE, TileHead};
 use super::scalar::sum_of;
 use super::simd::{LANES, MAX_TILE_ROWS};
 use crate::isa::Isa;
@@ -147,6 +147,13 @@ fn length(x: &[f32]) -> f32 {
     sum_of(lanes).sqrt()
 }
 
+/// The scales of a key and a value.
+#[inline(always)]
+fn scales_of<C: Code>(k: &[f32], v: &[f32]) -> [f32; 2] {
+    let (k, v) = (C::key_scale(k), C::value_scale(v));
+    if k.is_finite() && v.is_finite() { [k, v] } else { [f32::NAN; 2] }
+}
+
 /// One over a scale, or zero where the codes of that scale are all zero.
 #[inline(always)]
 fn inverse(scale: f32) -> f32 {
@@ -225,10 +232,15 @@ pub(super) unsafe fn store<'a, C: Code>(
     tile: usize,
     at: TileHead,
     offset: usize,
-    k: impl ExactSizeIterator<Item = &'a [f32]>,
-    v: impl ExactSizeIterator<Item = &'a [f32]>,
+    k: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+    v: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
 ) {
-    let mut tokens = k.zip(v).peekable();
+    #[cfg(target_arch = "x86_64")]
+    if size_of::<C>() == 2 && isa >= Isa::Avx512 {
+        // SAFETY: the caller's duty.
+        return unsafe { x86::store(tile, at, offset, k, v) };
+    }
+    let mut tokens = k.zip(v);
     let mut offset = offset;
     while let Some((k, v)) = tokens.next() {
         let second = if offset.is_multiple_of(2) { tokens.next() } else { None };
@@ -261,11 +273,9 @@ impl<C: Code, const T: usize> PerLevel for Store<'_, C, T> {
     #[inline(always)]
     unsafe fn run(self) {
         let Self { tile, at, offset, k, v, .. } = self;
-        let (mut k_scales, mut v_scales) = (k.map(C::key_scale), v.map(C::value_scale));
-        for (k, v) in k_scales.iter_mut().zip(&mut v_scales) {
-            if !k.is_finite() || !v.is_finite() {
-                (*k, *v) = (f32::NAN, f32::NAN);
-            }
+        let (mut k_scales, mut v_scales) = ([0f32; T], [0f32; T]);
+        for token in 0..T {
+            [k_scales[token], v_scales[token]] = scales_of::<C>(k[token], v[token]);
         }
         let keys = at.key_codes(tile).cast::<i32>().wrapping_add(offset);
         let row = 2 * padded::<C>(v[0].len());
@@ -342,6 +352,11 @@ pub(super) unsafe fn pack_queries<C: Code>(
     to: PackedQueries,
     words: usize,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if size_of::<C>() == 2 && isa >= Isa::Avx512 {
+        // SAFETY: the caller's duty.
+        return unsafe { x86::pack(queries, factor, to) };
+    }
     // SAFETY: the caller's duty.
     unsafe { at_level(isa, Pack::<C> { queries, factor, to, words, codes: std::marker::PhantomData }) }
 }
@@ -389,6 +404,72 @@ impl<C: Code> PerLevel for Pack<'_, C> {
                 to.factors.add(row).write(scale * factor);
             }
         }
+    }
+}
+
+/// The same for codes of 16 bits with AVX-512: whole registers of them.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::words::{self, Words};
+    use super::{Code, MAX_TILE_ROWS, PackedQueries, TileHead, inverse, scales_of};
+
+    /// Rounded to the nearest whole number, ties to even.
+    struct Whole;
+
+    impl Words for Whole {
+        #[inline(always)]
+        unsafe fn of(low: __m512, high: __m512) -> __m512i {
+            // SAFETY: the level is the caller's duty.
+            unsafe {
+                let [low, high] = [low, high].map(|x| _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn store<'a>(
+        tile: usize,
+        at: TileHead,
+        offset: usize,
+        k: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+        v: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
+    ) {
+        let mut inverses = [[0f32; 2]; super::TILE];
+        for (index, ((k, v), inverses)) in k.clone().zip(v.clone()).zip(&mut inverses).enumerate() {
+            let scales = scales_of::<i16>(k, v);
+            *inverses = scales.map(inverse);
+            // SAFETY: scales of the tokens' slots in this tile and head, the caller's duty.
+            unsafe {
+                for (to, scale) in [at.keys, at.values].into_iter().zip(scales) {
+                    to.cast::<f32>().add(offset + index).write_unaligned(scale);
+                }
+            }
+        }
+        let [k_inverses, v_inverses] = [0, 1].map(|part| inverses.iter().map(move |both| both[part]));
+        // SAFETY: the tokens' slots in this tile and head, the caller's duty.
+        unsafe {
+            words::store_keys::<Whole>(tile, at.key_codes(tile), offset, k.zip(k_inverses));
+            words::store_values::<Whole>(at.value_codes(tile), offset, v.zip(v_inverses));
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn pack(queries: &[&[f32]], factor: f32, to: PackedQueries) {
+        let mut inverses = [0f32; MAX_TILE_ROWS];
+        for (row, (query, to_multiply)) in queries.iter().zip(&mut inverses).enumerate() {
+            let scale = i16::query_scale(query);
+            *to_multiply = inverse(scale);
+            // SAFETY: a row of the tile, the caller's duty.
+            unsafe {
+                to.starts.add(row).write(0);
+                to.factors.add(row).write(scale * factor);
+            }
+        }
+        // SAFETY: the caller's duty.
+        unsafe { words::pack::<Whole>(queries, |row| inverses[row], to.words) }
     }
 }
 

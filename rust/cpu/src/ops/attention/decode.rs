@@ -9,7 +9,7 @@ use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
-use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::tile::{Keys, PIECES, Tile, locate, rows_from, tile_rows};
 use super::tuning::Reach;
 
 /// Places for the packed queries of a head in a worker's scratch, at most.
@@ -124,8 +124,8 @@ pub(super) unsafe fn unit<K: Kind>(
             out_stride: if slot.is_some() { stride } else { dim },
             sums: [(0.0, 0.0); MAX_TILE_ROWS],
         };
-        for (row, range) in tile.ranges[..rows].iter_mut().enumerate() {
-            let (_, position, _) = locate(problem, &sequence, kv_head, first + row);
+        let located = rows_from(problem, &sequence, kv_head, first);
+        for (range, (_, position, _)) in tile.ranges[..rows].iter_mut().zip(located) {
             *range = clip(problem, position, keys.start);
         }
         // SAFETY: the caller's duties; the scratch holds a tile, and slots up to the last one were checked.
@@ -134,12 +134,12 @@ pub(super) unsafe fn unit<K: Kind>(
                 K::pack(problem, &sequence, kv_head, first, rows, queries.wrapping_add(first * dim));
             }
             K::attend(problem, &keys, &mut tile);
-            for row in 0..rows {
+            let located = rows_from(problem, &sequence, kv_head, first);
+            for (row, (token, _, head)) in (0..rows).zip(located) {
                 let (m, l) = tile.sums[row];
                 if let Some(slot) = slot {
                     slot.add(row * stride).cast::<[f32; 2]>().write([m, l]);
                 } else {
-                    let (token, _, head) = locate(problem, &sequence, kv_head, first + row);
                     K::Level::divide(tile.out.add(row * tile.out_stride), l, problem.result(token, head));
                 }
             }

@@ -230,6 +230,22 @@ pub(super) unsafe fn rescale<S: Simd>(m: f32, m_split: f32) -> (f32, f32, f32) {
     unsafe { (S::first(S::exp(S::splat(m - top))), S::first(S::exp(S::splat(m_split - top))), top) }
 }
 
+/// The same of up to sixteen rows: `[keep, add, top]`.
+#[inline(always)]
+pub(super) unsafe fn rescale_all<S: Simd>(m: &[f32; LANES], m_split: &[f32; LANES]) -> [[f32; LANES]; 3] {
+    let mut out = [[0f32; LANES]; 3];
+    // SAFETY: sixteen of each; the level is the caller's duty.
+    unsafe {
+        let (m, m_split) = (S::load(m.as_ptr()), S::load(m_split.as_ptr()));
+        let top = S::max(m_split, m);
+        let all = [S::exp(S::sub(m, top)), S::exp(S::sub(m_split, top)), top];
+        for (out, x) in out.iter_mut().zip(all) {
+            S::store(out.as_mut_ptr(), x);
+        }
+    }
+    out
+}
+
 /// `run = run * keep + part * add` over `count` vectors.
 #[inline(always)]
 pub(super) unsafe fn scale_add<S: Simd>(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize) {
@@ -243,18 +259,19 @@ pub(super) unsafe fn scale_add<S: Simd>(run: *mut f32, keep: f32, part: *const f
     }
 }
 
-/// `out = x / by`.
+/// `out = x * (1 / by)`.
 #[inline(always)]
 pub(super) unsafe fn divide<S: Simd>(x: *const f32, by: f32, out: &mut [f32]) {
     // SAFETY: `x` holds as many elements as `out`, the caller's duty.
     unsafe {
-        let divisor = S::splat(by);
+        let by = 1.0 / by;
+        let factor = S::splat(by);
         let whole = out.len() / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
-            S::store(out.as_mut_ptr().add(at), S::div(S::load(x.add(at)), divisor));
+            S::store(out.as_mut_ptr().add(at), S::mul(S::load(x.add(at)), factor));
         }
         for (index, out) in out.iter_mut().enumerate().skip(whole) {
-            *out = *x.add(index) / by;
+            *out = *x.add(index) * by;
         }
     }
 }

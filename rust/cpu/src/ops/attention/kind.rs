@@ -13,7 +13,7 @@ use super::problem::{Problem, Sequence};
 use super::products::{Codes, IntegerLevel, Products, Weights};
 use super::scratch::{Own, padded};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Panel, Simd};
-use super::tile::{Keys, Tile, attend, locate, pack_queries, seen};
+use super::tile::{Keys, Tile, attend, pack_queries, queries, seen};
 use super::walk;
 
 /// What the two forms of a call need to know about the elements of a cache.
@@ -122,22 +122,6 @@ impl<L: IntegerLevel, C: Code> Kind for Codes<L, C> {
 /// Where the packed queries of a tile of codes are.
 fn packed_codes<L: IntegerLevel, C: Code>(head_dim: usize, at: *mut f32, rows: usize) -> PackedQueries {
     PackedQueries::new(at, walk::dwords::<Codes<L, C>>(head_dim) * Codes::<L, C>::WORDS, rows)
-}
-
-/// The queries of `rows` rows from `first` on.
-fn queries<'a>(
-    problem: &'a Problem<'_>,
-    sequence: &Sequence,
-    kv_head: usize,
-    first: usize,
-    rows: usize,
-) -> [&'a [f32]; MAX_TILE_ROWS] {
-    let mut queries = [&[][..]; MAX_TILE_ROWS];
-    for (index, query) in queries[..rows].iter_mut().enumerate() {
-        let (row, _, head) = locate(problem, sequence, kv_head, first + index);
-        *query = problem.query(row, head);
-    }
-    queries
 }
 
 /// Pairs of bf16, read from the cache as they are by both forms.

@@ -37,6 +37,11 @@ macro_rules! level_kernels {
             unsafe { kernels::rescale::<Self>(m, m_split) }
         }
         #[target_feature(enable = $features)]
+        unsafe fn rescale_all(m: &[f32; LANES], m_split: &[f32; LANES]) -> [[f32; LANES]; 3] {
+            // SAFETY: the caller's duty.
+            unsafe { kernels::rescale_all::<Self>(m, m_split) }
+        }
+        #[target_feature(enable = $features)]
         unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize) {
             // SAFETY: the caller's duty.
             unsafe { kernels::scale_add::<Self>(run, keep, part, add, count) }

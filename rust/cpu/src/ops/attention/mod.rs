@@ -219,3 +219,5 @@ mod tile;
 mod walk;
 #[cfg(target_arch = "x86_64")]
 mod weights;
+#[cfg(target_arch = "x86_64")]
+mod words;

@@ -8,7 +8,6 @@
 
 use super::cache::TileHead;
 use super::codes::PackedQueries;
-use super::simd::LANES;
 use crate::isa::Isa;
 
 /// `x` with a subnormal number replaced by zero.
@@ -89,161 +88,44 @@ pub(super) unsafe fn pack_queries(queries: &[&[f32]], factor: f32, to: PackedQue
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::LANES;
-    use crate::ops::linear::transpose::transpose16;
-    use crate::ops::prefetch::prefetch;
+    use super::super::words::{self, Words};
 
-    /// Thirty-two elements of a row from `first` on, times `factor` and rounded; zeros past its end.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn load_times(row: &[f32], first: usize, factor: f32) -> __m512i {
-        let count = row.len() - first;
-        let mask = if count >= 32 { u32::MAX } else { (1 << count) - 1 };
-        let at = row.as_ptr().wrapping_add(first);
-        // SAFETY: the masks leave out what lies past the end; both types are 64 bytes of plain numbers.
-        unsafe {
-            let factor = _mm512_set1_ps(factor);
-            let low = _mm512_mul_ps(factor, _mm512_maskz_loadu_ps(mask as u16, at));
-            let high =
-                _mm512_mul_ps(factor, _mm512_maskz_loadu_ps((mask >> 16) as u16, at.wrapping_add(LANES)));
-            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+    /// Rounded to bf16.
+    struct Bf16;
+
+    impl Words for Bf16 {
+        #[inline(always)]
+        unsafe fn of(low: __m512, high: __m512) -> __m512i {
+            // SAFETY: the level is the caller's duty; both types are 64 bytes of plain numbers.
+            unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
         }
     }
 
-    /// The same, just rounded.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn load(row: &[f32], first: usize) -> __m512i {
-        load_times(row, first, 1.0)
-    }
-
-    /// Store keys in slots from `offset` on of `[head_dim / 2, tile, 2]`: sixteen tokens at a time are transposed in
-    /// registers, a last few go one by one.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) unsafe fn store_keys<'a>(
         tile: usize,
         to: *mut u8,
         offset: usize,
-        mut keys: impl ExactSizeIterator<Item = &'a [f32]>,
+        keys: impl ExactSizeIterator<Item = &'a [f32]>,
     ) {
-        let mut to = to.cast::<i32>().wrapping_add(offset);
-        while keys.len() >= LANES {
-            let mut group = [&[][..]; LANES];
-            for (to, key) in group.iter_mut().zip(&mut keys) {
-                *to = key;
-            }
-            for first in (0..group[0].len()).step_by(32) {
-                let words = (group[0].len() - first).min(32) / 2;
-                let rows = transpose16(group.map(|key| load(key, first)));
-                for (word, row) in rows.into_iter().enumerate().take(words) {
-                    // SAFETY: sixteen slots of one dword of the keys.
-                    unsafe { _mm512_storeu_si512(to.add((first / 2 + word) * tile).cast(), row) };
-                }
-            }
-            to = to.wrapping_add(LANES);
-        }
-        for (key, to) in keys.zip((0..).map(|index| to.wrapping_add(index))) {
-            let mut words = [0i32; LANES];
-            for first in (0..key.len()).step_by(32) {
-                // SAFETY: sixteen dwords; then the token's own slot of each dword of the keys.
-                unsafe {
-                    _mm512_storeu_si512(words.as_mut_ptr().cast(), load(key, first));
-                    for (word, from) in words.iter().enumerate().take((key.len() - first).min(32) / 2) {
-                        to.add((first / 2 + word) * tile).write(*from);
-                    }
-                }
-            }
-        }
+        // SAFETY: the caller's duty.
+        unsafe { words::store_keys::<Bf16>(tile, to, offset, keys.map(|key| (key, 1.0))) }
     }
 
-    /// Store values in slots from `offset` on of `[tile / 2, head_dim, 2]`: two of a pair together, a single one
-    /// element by element, since the other half of its dwords may be somebody else's.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) unsafe fn store_values<'a>(
         to: *mut u8,
         offset: usize,
-        mut values: impl ExactSizeIterator<Item = &'a [f32]>,
+        values: impl ExactSizeIterator<Item = &'a [f32]>,
     ) {
-        let mut offset = offset;
-        while let Some(value) = values.next() {
-            let pair = to.cast::<u16>().wrapping_add(offset / 2 * 2 * value.len());
-            let second = if offset.is_multiple_of(2) { values.next() } else { None };
-            match second {
-                Some(next) => {
-                    // SAFETY: both slots of the pair.
-                    unsafe { store_pair(value, next, pair.cast()) };
-                    offset += 2;
-                }
-                None => {
-                    // SAFETY: the value's own half of the dwords.
-                    unsafe { store_half(value, pair.wrapping_add(offset % 2)) };
-                    offset += 1;
-                }
-            }
-        }
+        // SAFETY: the caller's duty.
+        unsafe { words::store_values::<Bf16>(to, offset, values.map(|value| (value, 1.0))) }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn store_pair(first: &[f32], second: &[f32], to: *mut i32) {
-        for d in (0..first.len()).step_by(32) {
-            let (low, high) = (load(first, d), load(second, d));
-            // Thirty-two words of each, taken in turn.
-            let spread = |x: __m256i| _mm512_cvtepu16_epi32(x);
-            let halves = [
-                (_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)),
-                (_mm512_extracti64x4_epi64::<1>(low), _mm512_extracti64x4_epi64::<1>(high)),
-            ];
-            for (half, (low, high)) in halves.into_iter().enumerate() {
-                let begin = d + half * LANES;
-                let count = first.len().saturating_sub(begin).min(LANES);
-                let mask = ((1u32 << count) - 1) as u16;
-                let both = _mm512_or_si512(spread(low), _mm512_slli_epi32::<16>(spread(high)));
-                // SAFETY: the mask leaves out what lies past the end.
-                unsafe { _mm512_mask_storeu_epi32(to.wrapping_add(begin), mask, both) };
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn store_half(value: &[f32], to: *mut u16) {
-        let mut words = [0u16; 32];
-        for d in (0..value.len()).step_by(32) {
-            // SAFETY: thirty-two words; then the value's own half of each dword.
-            unsafe {
-                _mm512_storeu_si512(words.as_mut_ptr().cast(), load(value, d));
-                for (index, word) in words.iter().enumerate().take(value.len() - d) {
-                    to.add(2 * (d + index)).write(*word);
-                }
-            }
-        }
-    }
-
-    /// Pack the queries of a tile as `[head_dim / 2, rows, 2]`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) unsafe fn pack(queries: &[&[f32]], factor: f32, to: *mut i32) {
-        let (rows, dim) = (queries.len(), queries[0].len());
-        let mask = ((1u32 << rows) - 1) as u16;
-        // Rows lie far apart: ask for all of them at once.
-        for query in queries {
-            prefetch(query.as_ptr().cast(), size_of_val(*query));
-        }
-        for first in (0..dim).step_by(32) {
-            let words = (dim - first).min(32) / 2;
-            let to = to.wrapping_add(first / 2 * rows);
-            let mut words_of = [_mm512_setzero_si512(); LANES];
-            for (row, query) in words_of.iter_mut().zip(queries) {
-                *row = load_times(query, first, factor);
-            }
-            if rows == 1 {
-                // SAFETY: `words` dwords of one query.
-                unsafe { _mm512_mask_storeu_epi32(to, ((1u32 << words) - 1) as u16, words_of[0]) };
-                continue;
-            }
-            for (word, row) in transpose16(words_of).into_iter().enumerate().take(words) {
-                // SAFETY: a dword of each query.
-                unsafe { _mm512_mask_storeu_epi32(to.add(word * rows), mask, row) };
-            }
-        }
+        // SAFETY: the caller's duty.
+        unsafe { words::pack::<Bf16>(queries, |_| factor, to) }
     }
 }
 

@@ -9,9 +9,9 @@ use super::plan::Segment;
 use super::problem::{Problem, Sequence};
 use super::scratch::{Own, padded, value_stride};
 use super::simd::{Element, LANES, MAX_TILE_ROWS, Simd, Widen};
-use super::tile::{Keys, PIECES, Tile, locate, tile_rows};
+use super::tile::{Keys, PIECES, Tile, rows_from, tile_rows};
 use super::tuning::Reach;
-use crate::ops::prefetch::prefetch;
+use crate::ops::prefetch::{prefetch, prefetch_to_write};
 
 /// Rows `first..first + rows` (token times head) of a sequence and kv head.
 struct Span<'a> {
@@ -50,13 +50,27 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
                     K::pack(problem, &sequence, kv_head, span.first + row, rows, to);
                     ask_for_queries(problem, &span, row + rows, rows);
                 }
+                if split == last {
+                    ask_for_results(problem, &span, row, rows);
+                }
                 one_tile::<K>(problem, own, &span, &keys, row, rows);
+                if split == last {
+                    finish::<K>(problem, own, &span, row, rows);
+                }
             });
         }
     }
-    for row in 0..span.rows {
-        let (token, _, head) = locate(problem, &sequence, kv_head, span.first + row);
-        // SAFETY: as above; the unit's results are this worker's alone.
+}
+
+/// Write the results of a tile.
+///
+/// # Safety
+/// Those of [`unit`]; all splits of the tile's rows are done.
+unsafe fn finish<K: Kind>(problem: &Problem<'_>, own: &Own, span: &Span<'_>, row: usize, rows: usize) {
+    let dim = padded(problem.head_dim());
+    let located = rows_from(problem, span.sequence, span.kv_head, span.first + row);
+    for (row, (token, _, head)) in (row..row + rows).zip(located) {
+        // SAFETY: the caller's duty.
         unsafe {
             let [_, l] = own.sums.add(2 * row).cast::<[f32; 2]>().read();
             K::Level::divide(own.run.add(row * dim), l, problem.result(token, head));
@@ -67,10 +81,24 @@ pub(super) unsafe fn unit<K: Kind>(problem: &Problem<'_>, own: &Own, segment: &S
 /// Prefetch the queries of `rows` rows from `row` on, which another worker may have written: the tile before theirs hides
 /// how long they take.
 fn ask_for_queries(problem: &Problem<'_>, span: &Span<'_>, row: usize, rows: usize) {
-    for row in row..span.rows.min(row + rows) {
-        let (token, _, head) = locate(problem, span.sequence, span.kv_head, span.first + row);
+    let count = rows.min(span.rows - row);
+    let located = rows_from(problem, span.sequence, span.kv_head, span.first + row);
+    for (token, _, head) in located.take(count) {
         let query = problem.query(token, head);
         prefetch(query.as_ptr().cast(), size_of_val(query));
+    }
+}
+
+/// Prefetch where the results of a tile go, to write them: its last split hides how long that takes.
+///
+/// # Safety
+/// Those of [`unit`].
+unsafe fn ask_for_results(problem: &Problem<'_>, span: &Span<'_>, row: usize, rows: usize) {
+    let located = rows_from(problem, span.sequence, span.kv_head, span.first + row);
+    for (token, _, head) in located.take(rows) {
+        // SAFETY: the unit's results are this worker's alone.
+        let result = unsafe { problem.result(token, head) };
+        prefetch_to_write(result.as_mut_ptr().cast(), size_of_val(result));
     }
 }
 
@@ -97,10 +125,10 @@ unsafe fn one_tile<K: Kind>(
     let dim = padded(problem.head_dim());
     let mut ranges = [(keys.start, keys.start); MAX_TILE_ROWS];
     let mut begins = [false; MAX_TILE_ROWS];
-    for index in 0..rows {
-        let (_, position, _) = locate(problem, span.sequence, span.kv_head, span.first + row + index);
-        ranges[index] = clip(problem, position, keys.start);
-        begins[index] = problem.keys_of(position).0 >= keys.start;
+    let located = rows_from(problem, span.sequence, span.kv_head, span.first + row);
+    for ((range, begins), (_, position, _)) in ranges[..rows].iter_mut().zip(&mut begins).zip(located) {
+        *range = clip(problem, position, keys.start);
+        *begins = problem.keys_of(position).0 >= keys.start;
     }
     // The first split of all rows is their running result; no copy needed.
     let direct = begins[..rows].iter().zip(&ranges).all(|(begins, range)| *begins && range.0 < range.1);
@@ -117,23 +145,26 @@ unsafe fn one_tile<K: Kind>(
             sums: [(0.0, 0.0); MAX_TILE_ROWS],
         };
         K::attend_prepared(problem, keys, &mut tile);
-        for index in 0..rows {
-            if ranges[index].0 >= ranges[index].1 {
-                continue;
-            }
+        let sums = own.sums.add(2 * row).cast::<[f32; 2]>();
+        let fresh = |index: usize| direct || begins[index];
+        let (mut m, mut m_split) = ([0f32; LANES], [0f32; LANES]);
+        for (index, (m_new, _)) in tile.sums[..rows].iter().enumerate() {
+            (m[index], m_split[index]) =
+                (if fresh(index) { *m_new } else { sums.add(index).read()[0] }, *m_new);
+        }
+        let [keep, add, top] = K::Level::rescale_all(&m, &m_split);
+        for index in (0..rows).filter(|index| ranges[*index].0 < ranges[*index].1) {
             let (m_split, l_split) = tile.sums[index];
-            let sums = own.sums.add(2 * (row + index)).cast::<[f32; 2]>();
             let (run, part) = (run.add(index * dim), own.part.add(index * dim));
-            if direct || begins[index] {
-                sums.write([m_split, l_split]);
+            if fresh(index) {
+                sums.add(index).write([m_split, l_split]);
                 if !direct {
                     run.copy_from_nonoverlapping(part, dim);
                 }
             } else {
-                let [m, l] = sums.read();
-                let (keep, add, top) = K::Level::rescale(m, m_split);
-                sums.write([top, l_split.mul_add(add, l * keep)]);
-                K::Level::scale_add(run, keep, part, add, dim / LANES);
+                let l = sums.add(index).read()[1];
+                sums.add(index).write([top[index], l_split.mul_add(add[index], l * keep[index])]);
+                K::Level::scale_add(run, keep[index], part, add[index], dim / LANES);
             }
         }
     }

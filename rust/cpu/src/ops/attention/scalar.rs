@@ -7,7 +7,7 @@
 //!    `mul_add(p, v[d])` over ascending positions from 0.
 //! 4. Splits are folded ascending: with m' the larger maximum, a = exp(m - m'), b = exp(m_s - m'),
 //!    `l = mul_add(l_s, b, l * a)` and `o = mul_add(o_s, b, o * a)`.
-//! 5. The result is o / l.
+//! 5. The result is o * (1 / l).
 //!
 //! A cache of integers changes two of them. The query of a head is rounded to codes with a scale of its own.
 //! 2. Score: the exact integer sum, as f32, times the key's scale. It is a power of two when multiplied by f = the query's
@@ -94,8 +94,9 @@ pub(super) unsafe fn attend(
     }
     // SAFETY: the caller's duty.
     let out = unsafe { problem.result(row, head) };
+    let by = 1.0 / l;
     for (out, run) in out.iter_mut().zip(&**run) {
-        *out = run / l;
+        *out = run * by;
     }
 }
 

@@ -99,7 +99,6 @@ pub(super) trait Simd: 'static {
     unsafe fn add(x: Self::V, y: Self::V) -> Self::V;
     unsafe fn sub(x: Self::V, y: Self::V) -> Self::V;
     unsafe fn mul(x: Self::V, y: Self::V) -> Self::V;
-    unsafe fn div(x: Self::V, y: Self::V) -> Self::V;
     unsafe fn max(x: Self::V, y: Self::V) -> Self::V;
     /// `x * y + z`, rounded once.
     unsafe fn fma(x: Self::V, y: Self::V, z: Self::V) -> Self::V;
@@ -121,6 +120,7 @@ pub(super) trait Simd: 'static {
     unsafe fn order<E: Element>(x: *mut f32, vectors: usize);
     unsafe fn softmax(scores: &Scores<'_>, sums: &mut [(f32, f32)]);
     unsafe fn rescale(m: f32, m_split: f32) -> (f32, f32, f32);
+    unsafe fn rescale_all(m: &[f32; LANES], m_split: &[f32; LANES]) -> [[f32; LANES]; 3];
     unsafe fn scale_add(run: *mut f32, keep: f32, part: *const f32, add: f32, count: usize);
     unsafe fn divide(x: *const f32, by: f32, out: &mut [f32]);
     unsafe fn widen<E: Element>(from: *const u8, to: *mut f32, rows: usize, shape: Widen);

@@ -316,6 +316,43 @@ pub(super) fn locate(
     (sequence.first_row + token, sequence.first_position() + token, kv_head * problem.group_size + member)
 }
 
+/// The rows from `first` on, without an end and without a division for each.
+#[inline]
+pub(super) fn rows_from(
+    problem: &Problem<'_>,
+    sequence: &Sequence,
+    kv_head: usize,
+    first: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    let heads = kv_head * problem.group_size..(kv_head + 1) * problem.group_size;
+    let (mut row, mut position, mut head) = locate(problem, sequence, kv_head, first);
+    std::iter::repeat_with(move || {
+        let at = (row, position, head);
+        head += 1;
+        if head == heads.end {
+            (row, position, head) = (row + 1, position + 1, heads.start);
+        }
+        at
+    })
+}
+
+/// The queries of `rows` rows from `first` on.
+pub(super) fn queries<'a>(
+    problem: &'a Problem<'_>,
+    sequence: &Sequence,
+    kv_head: usize,
+    first: usize,
+    rows: usize,
+) -> [&'a [f32]; MAX_TILE_ROWS] {
+    let mut queries = [&[][..]; MAX_TILE_ROWS];
+    for (query, (row, _, head)) in
+        queries[..rows].iter_mut().zip(rows_from(problem, sequence, kv_head, first))
+    {
+        *query = problem.query(row, head);
+    }
+    queries
+}
+
 /// Copy `rows` queries from `first` on to `to` as `[head_dim, rows]`.
 ///
 /// # Safety
@@ -329,10 +366,8 @@ pub(super) unsafe fn pack_queries(
     to: *mut f32,
 ) {
     let dim = problem.head_dim();
-    let query = |row: usize| {
-        let (row, _, head) = locate(problem, sequence, kv_head, first + row);
-        problem.query(row, head).as_ptr()
-    };
+    let queries = queries(problem, sequence, kv_head, first, rows);
+    let query = |row: usize| queries[row].as_ptr();
     let mut row = 0;
     while row < rows {
         let left = rows - row;
