@@ -88,10 +88,30 @@ pub(super) trait Products: 'static {
     unsafe fn load_keys(from: *const u8) -> Self::Dwords;
     /// Add the products of sixteen keys' dwords with one of a query.
     unsafe fn add_keys(sums: Self::Sums, keys: Self::Dwords, query: *const i32) -> Self::Sums;
+    /// The same with the one `AT` bytes behind `query`, of one word, read by the instruction itself where it can.
+    #[inline(always)]
+    unsafe fn add_keys_at<const AT: usize>(
+        sums: Self::Sums,
+        keys: Self::Dwords,
+        query: *const i32,
+    ) -> Self::Sums {
+        // SAFETY: the caller's duty.
+        unsafe { Self::add_keys(sums, keys, query.wrapping_byte_add(AT)) }
+    }
     /// Sixteen pairs of values, 16 bits each.
     unsafe fn load_values(from: *const u8) -> Self::Dwords;
     /// Add the products of sixteen pairs of values with a pair of probabilities.
     unsafe fn add_values(sums: Self::Sums, values: Self::Dwords, p: *const i32) -> Self::Sums;
+    /// As [`add_keys_at`](Self::add_keys_at).
+    #[inline(always)]
+    unsafe fn add_values_at<const AT: usize>(
+        sums: Self::Sums,
+        values: Self::Dwords,
+        p: *const i32,
+    ) -> Self::Sums {
+        // SAFETY: the caller's duty.
+        unsafe { Self::add_values(sums, values, p.wrapping_byte_add(AT)) }
+    }
 
     // The loops below, compiled for this level.
     unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs);
@@ -122,6 +142,18 @@ pub(super) trait IntegerLevel: 'static {
     unsafe fn add_words(sums: Self::Ints, x: Self::Ints, pair: *const i32) -> Self::Ints;
     /// Add the products of sixteen times four unsigned bytes with four signed ones, packed as [`WORDS`](Self::WORDS) says.
     unsafe fn add_bytes(sums: Self::Ints, x: Self::Ints, four: *const i32) -> Self::Ints;
+    /// [`add_words`](Self::add_words) of the pair `AT` bytes behind `pair`, read by the instruction itself where it can.
+    #[inline(always)]
+    unsafe fn add_words_at<const AT: usize>(sums: Self::Ints, x: Self::Ints, pair: *const i32) -> Self::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { Self::add_words(sums, x, pair.wrapping_byte_add(AT)) }
+    }
+    /// The same of [`add_bytes`](Self::add_bytes).
+    #[inline(always)]
+    unsafe fn add_bytes_at<const AT: usize>(sums: Self::Ints, x: Self::Ints, four: *const i32) -> Self::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { Self::add_bytes(sums, x, four.wrapping_byte_add(AT)) }
+    }
 
     // The loops below, compiled for this level.
     unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkArgs);
@@ -178,6 +210,16 @@ impl<L: IntegerLevel, C: Code> Products for Codes<L, C> {
         }
     }
     #[inline(always)]
+    unsafe fn add_keys_at<const AT: usize>(sums: L::Ints, keys: L::Ints, query: *const i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe {
+            match size_of::<C>() {
+                1 => L::add_bytes_at::<AT>(sums, keys, query),
+                _ => L::add_words_at::<AT>(sums, keys, query),
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn load_values(from: *const u8) -> L::Ints {
         // SAFETY: the caller's duty.
         unsafe {
@@ -192,6 +234,11 @@ impl<L: IntegerLevel, C: Code> Products for Codes<L, C> {
         // SAFETY: the caller's duty.
         unsafe { L::add_words(sums, values, p) }
     }
+    #[inline(always)]
+    unsafe fn add_values_at<const AT: usize>(sums: L::Ints, values: L::Ints, p: *const i32) -> L::Ints {
+        // SAFETY: the caller's duty.
+        unsafe { L::add_words_at::<AT>(sums, values, p) }
+    }
     unsafe fn qk<const R: usize, const N: usize>(args: &QkArgs) {
         // SAFETY: the caller's duty.
         unsafe { L::qk::<Self, R, N>(args) }
@@ -200,6 +247,29 @@ impl<L: IntegerLevel, C: Code> Products for Codes<L, C> {
         // SAFETY: the caller's duty.
         unsafe { L::pv::<Self, R, N>(args) }
     }
+}
+
+/// Whether every other row's number is read by the multiplications themselves, of which there are N: that saves an
+/// instruction, and takes another read if they are two.
+const fn reads_within(n: usize) -> bool {
+    n == 2
+}
+
+/// For every odd row `$r` of `$rows`, let each of its sums become `$product` of it and what it meets of `$with`.
+macro_rules! odd_rows {
+    ($when:expr, $rows:ident, $sums:ident, $with:ident, |$sum:ident, $x:ident| $r:ident => $product:expr) => {
+        odd_rows!($when, $rows, $sums, $with, |$sum, $x| $r => $product, 1 3 5 7 9 11)
+    };
+    ($when:expr, $rows:ident, $sums:ident, $with:ident, |$sum:ident, $x:ident| $r:ident => $product:expr, $($row:literal)*) => {
+        $(if $when && $row < $rows {
+            #[allow(non_upper_case_globals, reason = "it stands for a variable")]
+            const $r: usize = $row;
+            for (sum, $x) in $sums[$r].iter_mut().zip($with) {
+                let $sum = *sum;
+                *sum = $product;
+            }
+        })*
+    };
 }
 
 /// Scores of R query rows against N vectors of keys: one chain of sums over ascending dwords, then times the scale of
@@ -225,12 +295,14 @@ pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkAr
                         ahead.ask(keys.wrapping_add(at), to_come.wrapping_add(at));
                     }
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let q = q.add((dword * R + r) * P::WORDS);
+                let q = q.add(dword * R * P::WORDS);
+                let within = P::WORDS == 1 && reads_within(N);
+                for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 2 == 0) {
                     for (sum, k) in sums.iter_mut().zip(k) {
-                        *sum = P::add_keys(*sum, k, q);
+                        *sum = P::add_keys(*sum, k, q.add(r * P::WORDS));
                     }
                 }
+                odd_rows!(within, R, sums, k, |sum, k| r => P::add_keys_at::<{ 4 * r }>(sum, k, q));
             }
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -273,12 +345,16 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
                             ahead.ask(from.wrapping_add(at), to_come.wrapping_add(offset + at));
                         }
                     }
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let p = p.wrapping_add(r * SCORE_STRIDE + pair);
+                    let p = p.wrapping_add(pair);
+                    let within = reads_within(N);
+                    for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 2 == 0) {
                         for (sum, v) in sums.iter_mut().zip(v) {
-                            *sum = P::add_values(*sum, v, p);
+                            *sum = P::add_values(*sum, v, p.wrapping_add(r * SCORE_STRIDE));
                         }
                     }
+                    odd_rows!(within, R, sums, v, |sum, v| r => {
+                        P::add_values_at::<{ 4 * SCORE_STRIDE * r }>(sum, v, p)
+                    });
                 }
             }
             p = p.wrapping_add(run.end);

@@ -1,5 +1,6 @@
 //! Integer sums with VPDPBUSD and VPDPWSSD, and with multiply-adds of pairs where AVX-512 lacks them.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
@@ -51,6 +52,28 @@ macro_rules! integers {
     };
 }
 
+/// Define a function that multiplies by a dword in memory, `AT` bytes behind an address.
+macro_rules! read_within {
+    ($name:ident, $instruction:literal) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        unsafe fn $name<const AT: usize>(mut sums: __m512i, x: __m512i, from: *const i32) -> __m512i {
+            // SAFETY: a dword lies there, the caller's duty.
+            unsafe {
+                asm!(
+                    concat!($instruction, " {sums}, {x}, dword ptr [{from} + {at}]{{1to16}}"),
+                    sums = inout(zmm_reg) sums,
+                    x = in(zmm_reg) x,
+                    from = in(reg) from,
+                    at = const AT,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            sums
+        }
+    };
+}
+
 impl IntegerLevel for Vnni {
     integers!();
     const WORDS: usize = 1;
@@ -60,6 +83,8 @@ impl IntegerLevel for Vnni {
         // SAFETY: the caller's duty.
         unsafe { _mm512_dpwssd_epi32(sums, x, _mm512_set1_epi32(*pair)) }
     }
+    read_within!(add_words_at, "vpdpwssd");
+    read_within!(add_bytes_at, "vpdpbusd");
     #[inline(always)]
     unsafe fn add_bytes(sums: __m512i, x: __m512i, four: *const i32) -> __m512i {
         // SAFETY: the caller's duty.

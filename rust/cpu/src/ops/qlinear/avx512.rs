@@ -1,5 +1,6 @@
 //! The kernels for AVX-512, with and without VPDPBUSD.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::activations::LARGE_TILE;
@@ -210,6 +211,28 @@ impl Level for Vnni {
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn dot_at<const BITS: usize, const AT: usize>(
+        sum: __m512i,
+        codes: __m512i,
+        x: *const u8,
+    ) -> __m512i {
+        let mut sum = sum;
+        // SAFETY: the caller's duty.
+        unsafe {
+            asm!(
+                "vpdpbusd {sum}, {codes}, dword ptr [{x} + {at}]{{1to16}}",
+                sum = inout(zmm_reg) sum,
+                codes = in(zmm_reg) codes,
+                x = in(reg) x,
+                at = const AT,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sum
     }
 
     #[inline(always)]

@@ -40,6 +40,16 @@ pub(super) trait Level {
     unsafe fn wide_codes(line: Self::Int) -> Self::Codes;
     /// Add the products of four codes and four activations, exactly.
     unsafe fn dot<const BITS: usize>(sum: Self::Int, codes: Self::Codes, x: Self::Int) -> Self::Int;
+    /// [`dot`](Self::dot) with the four activations `AT` bytes behind `x`, read by the instruction itself where it can.
+    #[inline(always)]
+    unsafe fn dot_at<const BITS: usize, const AT: usize>(
+        sum: Self::Int,
+        codes: Self::Codes,
+        x: *const u8,
+    ) -> Self::Int {
+        // SAFETY: the caller's duty.
+        unsafe { Self::dot::<BITS>(sum, codes, Self::splat(x.add(AT).cast::<i32>().read_unaligned())) }
+    }
     /// Add both halves of `narrow` to `sum`.
     unsafe fn fold(sum: Self::Int, narrow: Self::Int) -> Self::Int;
     unsafe fn load_u8(from: *const u8) -> Self::Int;
