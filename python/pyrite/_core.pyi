@@ -52,7 +52,7 @@ def peak_flops(kind: str, num_threads: int, repeats: int, isa: str | None = None
     """Operations per second (a multiply-add is two) of register-resident multiply-adds, by the instructions of a level.
 
     Args:
-        kind: "fp32", "bf16", "int4" (codes of 4 bits by 8-bit integers) or "int8".
+        kind: "fp32", "bf16", "int4" (codes of 4 bits by 8-bit integers), "int8" or "int16".
         isa: instruction level; None takes the best one.
 
     Raises:

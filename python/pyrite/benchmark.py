@@ -70,7 +70,7 @@ class OpReport:
         achieved_gb_s, achieved_gop_s: of them in a second.
         attainable_ms: by the nearer roof; 0 where nothing is counted.
         reached: `attainable_ms` of `milliseconds`, 0 to 1 (more where caches held what is counted).
-        bound: "bandwidth", "fp32", "bf16", "int4", "int8", or "" where nothing is counted.
+        bound: "bandwidth", "fp32", "bf16", "int4", "int8", "int16", or "" where nothing is counted.
     """
 
     op: str

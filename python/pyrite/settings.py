@@ -91,10 +91,11 @@ class EngineConfig:
             GPU all matrices and the activations have one dtype, that of most matrices under "auto".
         quantization: None keeps float weights. "int4", "int8" or another name of `pyrite.quant.schemes`: matrices of
             linears become integers on load. Those whose inputs do not divide into groups stay float, with a warning.
-        kv_cache_dtype: of keys and values: "float32", "float16" or "bfloat16"; on the CPU also "int16" or "int8", integers
-            with one float32 scale per token and head, of the key and of the value, and queries rounded likewise. Those
-            of 16 bits err less than float16 does, and prompts are read twice as fast with them; those of 8 bits take
-            half of the memory. "auto" is that of the matrices, or int16 on the CPU for float16 and bfloat16.
+        kv_cache_dtype: of keys and values: "float32", "float16" or "bfloat16"; on the CPU also "int16" or "int8",
+            integers with one float32 scale per token and head, of the key and of the value, and queries rounded
+            likewise. Those of 16 bits err less than float16, and attention over a long prompt takes half of the time;
+            those of 8 bits take half of the memory. "auto" is the dtype of the matrices, but int16 on the CPU where
+            that is float16 or bfloat16.
         kv_cache_memory: bytes for keys and values. None: half of the free memory, or less when that is enough.
         max_model_len: most tokens of one sequence, prompt included. None: the model's, or what fits.
         max_num_seqs: sequences that run together, 1 to 1024.

@@ -49,7 +49,7 @@ def test_roofs_are_those_of_the_level(level: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYRITE_CPU_ISA", level)
     report = benchmark(None, dataclasses.replace(SMALL, repeats=1), quantization="int4", num_threads=1)
     assert report.machine["isa"] == level
-    assert set(report.peak_gop_s) == {"fp32", "int4", "int8"}, "4-bit layers, an 8-bit head, f32 attention"
+    assert set(report.peak_gop_s) == {"fp32", "int4", "int8", "int16"}, "4-bit layers, an 8-bit head, 16-bit attention"
     assert "int4" in str(report)
 
 

@@ -52,7 +52,7 @@ def measure_bandwidth(threads: int) -> float:
 
 
 def measure_peak(kind: str, threads: int, isa: str | None = None) -> float:
-    """10^9 operations per second of "fp32", "bf16", "int4" or "int8" multiply-adds at a level, median of 3."""
+    """10^9 operations per second of "fp32", "bf16", "int4", "int8" or "int16" multiply-adds at a level, median of 3."""
     return statistics.median(_core.peak_flops(kind, threads, 3, isa)) / 1e9
 
 

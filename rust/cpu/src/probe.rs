@@ -20,19 +20,22 @@ pub enum PeakKind {
     Int4,
     /// u8 by i8 into i32: VPDPBUSD, or VPMADDUBSW, VPMADDWD and an addition.
     Int8,
+    /// i16 by i16 into i32: VPDPWSSD, or VPMADDWD and an addition.
+    Int16,
 }
 
 impl PeakKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Fp32, Self::Bf16, Self::Int4, Self::Int8];
+    pub const ALL: [Self; 5] = [Self::Fp32, Self::Bf16, Self::Int4, Self::Int8, Self::Int16];
 
-    /// "fp32", "bf16", "int4" or "int8".
+    /// "fp32", "bf16", "int4", "int8" or "int16".
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
             Self::Bf16 => "bf16",
             Self::Int4 => "int4",
             Self::Int8 => "int8",
+            Self::Int16 => "int16",
         }
     }
 
@@ -311,6 +314,7 @@ mod x86 {
     chains!(fp32_avx512, "avx512f", zmm_reg, _mm512_set1_ps, "vfmadd231ps", a b c d e f g h i j k l m n o p);
     chains!(bf16, "avx512f,avx512bf16", zmm_reg, _mm512_set1_ps, "vdpbf16ps", a b c d e f g h i j k l m n o p);
     chains!(vnni, "avx512f,avx512vnni", zmm_reg, _mm512_set1_ps, "vpdpbusd", a b c d e f g h i j k l m n o p);
+    chains!(vnni16, "avx512f,avx512vnni", zmm_reg, _mm512_set1_ps, "vpdpwssd", a b c d e f g h i j k l m n o p);
     triples!(
         int4_avx2, "avx2", ymm_reg, _mm256_set1_ps, "vpmaddubsw", "#", "vpaddw",
         a b c d e f g h i j k l
@@ -318,6 +322,14 @@ mod x86 {
     triples!(
         int8_avx2, "avx2", ymm_reg, _mm256_set1_ps, "vpmaddubsw", "vpmaddwd", "vpaddd",
         a b c d e f g h i j k l
+    );
+    triples!(
+        int16_avx2, "avx2", ymm_reg, _mm256_set1_ps, "vpmaddwd", "#", "vpaddd",
+        a b c d e f g h i j k l
+    );
+    triples!(
+        int16_avx512, "avx512f,avx512bw", zmm_reg, _mm512_set1_ps, "vpmaddwd", "#", "vpaddd",
+        a b c d e f g h i j k l m n o p q r s t u v w y
     );
     triples!(
         int4_avx512, "avx512f,avx512bw", zmm_reg, _mm512_set1_ps, "vpmaddubsw", "#", "vpaddw",
@@ -342,6 +354,9 @@ mod x86 {
                 (PeakKind::Bf16, _) => bf16(links),
                 (PeakKind::Int4, Isa::Avx2) => int4_avx2(links),
                 (PeakKind::Int8, Isa::Avx2) => int8_avx2(links),
+                (PeakKind::Int16, Isa::Avx2) => int16_avx2(links),
+                (PeakKind::Int16, Isa::Avx512Vnni | Isa::Avx512Bf16) => vnni16(links),
+                (PeakKind::Int16, _) => int16_avx512(links),
                 (_, Isa::Avx512Vnni | Isa::Avx512Bf16) => vnni(links),
                 (PeakKind::Int4, _) => int4_avx512(links),
                 (PeakKind::Int8, _) => int8_avx512(links),
@@ -349,13 +364,13 @@ mod x86 {
         }
         let (chains, bytes) = match (kind, isa) {
             (PeakKind::Fp32, Isa::Avx2) => (12, 32),
-            (PeakKind::Int4 | PeakKind::Int8, Isa::Avx2) => (6, 32),
-            (PeakKind::Int4 | PeakKind::Int8, Isa::Avx512) => (12, 64),
+            (PeakKind::Int4 | PeakKind::Int8 | PeakKind::Int16, Isa::Avx2) => (6, 32),
+            (PeakKind::Int4 | PeakKind::Int8 | PeakKind::Int16, Isa::Avx512) => (12, 64),
             _ => (16, 64),
         };
         let products = match kind {
             PeakKind::Fp32 => bytes / 4,
-            PeakKind::Bf16 => bytes / 2,
+            PeakKind::Bf16 | PeakKind::Int16 => bytes / 2,
             PeakKind::Int4 | PeakKind::Int8 => bytes,
         };
         chains * 2 * products * links

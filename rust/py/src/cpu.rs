@@ -276,7 +276,8 @@ pub(crate) fn peak_flops(
     repeats: usize,
     isa: Option<&str>,
 ) -> PyResult<Vec<f64>> {
-    let kind = PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16, int4, int8"))?;
+    let kind =
+        PeakKind::from_name(kind).ok_or_else(|| unknown("kind", kind, "fp32, bf16, int4, int8, int16"))?;
     let isa = isa.map_or_else(|| Ok(Isa::detect()), parse_isa)?;
     detached(py, || probe::peak_flops(kind, isa, num_threads, repeats))
 }

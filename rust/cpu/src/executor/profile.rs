@@ -131,8 +131,8 @@ fn arithmetic(phase: &Phase, model: &Model) -> PeakKind {
             _ => PeakKind::Fp32,
         },
         Phase::Attention { group, .. } => match model.kv[*group].dtype() {
-            // Of 16 bits they have half of that rate.
-            KvType::Int8 | KvType::Int16 => PeakKind::Int8,
+            KvType::Int8 => PeakKind::Int8,
+            KvType::Int16 => PeakKind::Int16,
             KvType::Bf16Pairs => PeakKind::Bf16,
             KvType::Float(_) => PeakKind::Fp32,
         },

@@ -252,7 +252,7 @@ pub fn copy_blocks(worker: &Worker<'_>, pool: &KvPool, copies: &[(i32, i32)]) {
 }
 
 /// Store the keys and values of the step's tokens, rounded to nearest even to the pool's type; integers take their
-/// scale from the largest magnitude of a head.
+/// scale from the largest magnitude of a head, or from its length.
 ///
 /// `k`, `v`: `[T, num_kv_heads * head_dim]`; `slot_mapping`: `[T]` block * block_size + offset, each slot at most
 /// once, -1 stores nothing. Every worker calls it; ends in a barrier.

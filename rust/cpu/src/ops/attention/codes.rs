@@ -12,6 +12,8 @@
 //! A token whose key or value has an element that is not finite gets two scales that are NaN, and so does every
 //! result that sees it.
 
+use std::marker::PhantomData;
+
 use super::cache::{TILE, TileHead};
 use super::scalar::sum_of;
 use super::simd::{LANES, MAX_TILE_ROWS};
@@ -248,11 +250,11 @@ pub(super) unsafe fn store<'a, C: Code>(
         unsafe {
             if let Some((next_k, next_v)) = second {
                 let (k, v) = ([k, next_k], [v, next_v]);
-                at_level(isa, Store::<C, 2> { tile, at, offset, k, v, codes: std::marker::PhantomData });
+                at_level(isa, Store::<C, 2> { tile, at, offset, k, v, codes: PhantomData });
                 offset += 2;
             } else {
                 let (k, v) = ([k], [v]);
-                at_level(isa, Store::<C, 1> { tile, at, offset, k, v, codes: std::marker::PhantomData });
+                at_level(isa, Store::<C, 1> { tile, at, offset, k, v, codes: PhantomData });
                 offset += 1;
             }
         }
@@ -266,7 +268,7 @@ struct Store<'a, C, const T: usize> {
     offset: usize,
     k: [&'a [f32]; T],
     v: [&'a [f32]; T],
-    codes: std::marker::PhantomData<C>,
+    codes: PhantomData<C>,
 }
 
 impl<C: Code, const T: usize> PerLevel for Store<'_, C, T> {
@@ -358,7 +360,7 @@ pub(super) unsafe fn pack_queries<C: Code>(
         return unsafe { x86::pack(queries, factor, to) };
     }
     // SAFETY: the caller's duty.
-    unsafe { at_level(isa, Pack::<C> { queries, factor, to, words, codes: std::marker::PhantomData }) }
+    unsafe { at_level(isa, Pack::<C> { queries, factor, to, words, codes: PhantomData }) }
 }
 
 struct Pack<'a, C> {
@@ -366,7 +368,7 @@ struct Pack<'a, C> {
     factor: f32,
     to: PackedQueries,
     words: usize,
-    codes: std::marker::PhantomData<C>,
+    codes: PhantomData<C>,
 }
 
 impl<C: Code> PerLevel for Pack<'_, C> {

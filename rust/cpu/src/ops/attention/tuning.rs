@@ -23,11 +23,6 @@ impl Reach {
         *OWN.get_or_init(|| Self::of(Processor::own()))
     }
 
-    /// Ahead of values that lie in the second cache and are read a few lines of each at a time.
-    pub(super) fn near() -> Self {
-        Self { memory: 2 << 10, cache: None, heads: 0 }
-    }
-
     /// What a processor likes.
     ///
     /// On Zen 5 one prefetch into the first cache does it, from 4 or 8 KiB ahead; 2 KiB lose 7 % of the bandwidth, 16 KiB

@@ -9,7 +9,6 @@ use super::products::{Products, PvArgs, QkArgs, Run};
 use super::scratch::padded;
 use super::simd::{LANES, Simd};
 use super::tile::{Keys, PIECES, Tile, fewest, with_rows};
-use super::tuning::Reach;
 use crate::ops::prefetch::prefetch;
 
 /// Bytes of the scales before the keys, or the values, of a piece.
@@ -134,21 +133,18 @@ pub(super) unsafe fn values<P: Products>(
         let to = end.min(position - offset + keys.len);
         let index = keys.pieces + piece;
         let head = head_bytes::<P>(keys);
-        let from = keys.at[index].wrapping_add(head);
+        let later = index + keys.ahead + keys.between;
+        if ahead && later >= 2 * keys.pieces {
+            prefetch_scales::<P>(keys, later);
+        }
+        let (from, later) = (keys.at[index].wrapping_add(head), keys.at[later].wrapping_add(head));
         let until = (offset + to - position) / 2;
-        let (reach, later) = if ahead {
-            let later = index + keys.ahead + keys.between;
-            if later >= 2 * keys.pieces {
-                prefetch_scales::<P>(keys, later);
-            }
-            (keys.reach, keys.at[later].wrapping_add(head))
-        } else {
-            // Within the second cache, and behind the last one nothing.
-            let later = if piece + 1 < keys.pieces { keys.at[index + 1].wrapping_add(head) } else { from };
-            (Reach::near(), later)
+        runs[count] = Run {
+            values: from,
+            begin: offset / 2,
+            end: until,
+            ahead: ahead.then(|| Ahead::new(keys.reach, from, later, (until, stride))),
         };
-        let asked = Some(Ahead::new(reach, from, later, (until, stride)));
-        runs[count] = Run { values: from, begin: offset / 2, end: until, ahead: asked.filter(|_| ahead) };
         count += 1;
         position = to;
         // What comes from memory is taken in the order it lies there.
