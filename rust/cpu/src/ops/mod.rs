@@ -12,3 +12,5 @@ pub mod qlinear;
 pub mod rope;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;

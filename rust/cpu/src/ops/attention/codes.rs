@@ -6,8 +6,7 @@
 //! integers of 32 bits.
 //!
 //! Of 8 bits (E = 4), codes reach 127, and those of keys are stored plus 128. Of 16 bits (E = 2), keys and queries are as
-//! long vectors as a sum has room for, whatever their elements: |q.k| is at most the product of their lengths. Their
-//! codes are 3 times as fine as largest elements would allow.
+//! long vectors as a sum has room for, whatever their elements: |q.k| is at most the product of their lengths.
 //!
 //! A token whose key or value has an element that is not finite gets two scales that are NaN, and so does every
 //! result that sees it.
@@ -375,21 +374,16 @@ impl<C: Code> PerLevel for Pack<'_, C> {
     #[inline(always)]
     unsafe fn run(self) {
         let Self { queries, factor, to, words, .. } = self;
-        let (rows, mut codes) = (queries.len(), [C::default(); CHUNK]);
-        for (row, query) in queries.iter().enumerate().take(MAX_TILE_ROWS) {
-            let scale = C::query_scale(query);
-            let (inverse, mut sum) = (inverse(scale), 0);
-            for first in (0..query.len()).step_by(CHUNK) {
-                let part = &query[first..query.len().min(first + CHUNK)];
-                let count = quantize(part, inverse, &mut codes);
-                if C::BIAS != 0 {
-                    sum += codes[..count].iter().map(|code| (*code).into()).sum::<i32>();
-                }
+        let rows = queries.len();
+        for (row, query) in queries.iter().enumerate() {
+            let (scale, mut sum) = (C::query_scale(query), 0);
+            each_chunk([query], [scale], |first, [codes]: &[[C; CHUNK]; 1], count| {
+                sum += codes[..count].iter().map(|code| (*code).into()).sum::<i32>();
                 for step in 0..count / C::ELEMENTS {
                     // SAFETY: a row of the tile, the caller's duty.
                     unsafe {
                         let at = to.words.add(((first / C::ELEMENTS + step) * rows + row) * words);
-                        let dword = dword(&codes, step);
+                        let dword = dword(codes, step);
                         if words == 1 {
                             at.write(dword);
                         } else {
@@ -399,7 +393,7 @@ impl<C: Code> PerLevel for Pack<'_, C> {
                         }
                     }
                 }
-            }
+            });
             // SAFETY: as above.
             unsafe {
                 to.starts.add(row).write(-C::BIAS * sum);
@@ -478,13 +472,11 @@ mod x86 {
 /// Codes of a query, one by one, and its scale.
 pub(super) fn codes_of_query<C: Code>(query: &[f32], codes: &mut [f32]) -> f32 {
     let scale = C::query_scale(query);
-    let (inverse, mut chunk) = (inverse(scale), [C::default(); CHUNK]);
-    for (query, codes) in query.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
-        quantize(query, inverse, &mut chunk);
-        for (to, code) in codes.iter_mut().zip(chunk) {
-            *to = code.into() as f32;
+    each_chunk([query], [scale], |first, [chunk]: &[[C; CHUNK]; 1], _| {
+        for (to, code) in codes[first..].iter_mut().zip(chunk) {
+            *to = (*code).into() as f32;
         }
-    }
+    });
     scale
 }
 

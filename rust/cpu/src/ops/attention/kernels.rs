@@ -222,23 +222,33 @@ fn each_vector((begin, end): (usize, usize), mut work: impl FnMut(usize, Option<
 }
 
 /// Factors of the running and of the added result when maxima `m` and `m_split` meet, and the new maximum, as
-/// [`rescale`](super::scalar::rescale).
+/// [`rescale`](super::scalar::rescale), lane by lane.
 #[inline(always)]
-pub(super) unsafe fn rescale<S: Simd>(m: f32, m_split: f32) -> (f32, f32, f32) {
-    let top = if m_split > m { m_split } else { m };
+unsafe fn factors<S: Simd>(m: S::V, m_split: S::V) -> [S::V; 3] {
     // SAFETY: the level is the caller's duty.
-    unsafe { (S::first(S::exp(S::splat(m - top))), S::first(S::exp(S::splat(m_split - top))), top) }
+    unsafe {
+        let top = S::max(m_split, m);
+        [S::exp(S::sub(m, top)), S::exp(S::sub(m_split, top)), top]
+    }
 }
 
-/// The same of up to sixteen rows: `[keep, add, top]`.
+/// [`factors`] of one row.
+#[inline(always)]
+pub(super) unsafe fn rescale<S: Simd>(m: f32, m_split: f32) -> (f32, f32, f32) {
+    // SAFETY: the level is the caller's duty.
+    unsafe {
+        let [keep, add, top] = factors::<S>(S::splat(m), S::splat(m_split)).map(|x| S::first(x));
+        (keep, add, top)
+    }
+}
+
+/// [`factors`] of up to sixteen rows: `[keep, add, top]`.
 #[inline(always)]
 pub(super) unsafe fn rescale_all<S: Simd>(m: &[f32; LANES], m_split: &[f32; LANES]) -> [[f32; LANES]; 3] {
     let mut out = [[0f32; LANES]; 3];
     // SAFETY: sixteen of each; the level is the caller's duty.
     unsafe {
-        let (m, m_split) = (S::load(m.as_ptr()), S::load(m_split.as_ptr()));
-        let top = S::max(m_split, m);
-        let all = [S::exp(S::sub(m, top)), S::exp(S::sub(m_split, top)), top];
+        let all = factors::<S>(S::load(m.as_ptr()), S::load(m_split.as_ptr()));
         for (out, x) in out.iter_mut().zip(all) {
             S::store(out.as_mut_ptr(), x);
         }

@@ -1,11 +1,11 @@
 //! Integer sums with VPDPBUSD and VPDPWSSD, and with multiply-adds of pairs where AVX-512 lacks them.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
 use super::codes::Code;
 use super::products::{self, IntegerLevel, Products, integer_kernels};
+use crate::ops::vnni::{dpbusd_at, dpwssd_at};
 
 /// Integers with AVX-512 F, BW, VL and DQ.
 pub(super) struct MultiplyAdds;
@@ -52,28 +52,6 @@ macro_rules! integers {
     };
 }
 
-/// Define a function that multiplies by a dword in memory, `AT` bytes behind an address.
-macro_rules! read_within {
-    ($name:ident, $instruction:literal) => {
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        unsafe fn $name<const AT: usize>(mut sums: __m512i, x: __m512i, from: *const i32) -> __m512i {
-            // SAFETY: a dword lies there, the caller's duty.
-            unsafe {
-                asm!(
-                    concat!($instruction, " {sums}, {x}, dword ptr [{from} + {at}]{{1to16}}"),
-                    sums = inout(zmm_reg) sums,
-                    x = in(zmm_reg) x,
-                    from = in(reg) from,
-                    at = const AT,
-                    options(pure, readonly, nostack, preserves_flags),
-                );
-            }
-            sums
-        }
-    };
-}
-
 impl IntegerLevel for Vnni {
     integers!();
     const WORDS: usize = 1;
@@ -83,8 +61,16 @@ impl IntegerLevel for Vnni {
         // SAFETY: the caller's duty.
         unsafe { _mm512_dpwssd_epi32(sums, x, _mm512_set1_epi32(*pair)) }
     }
-    read_within!(add_words_at, "vpdpwssd");
-    read_within!(add_bytes_at, "vpdpbusd");
+    #[inline(always)]
+    unsafe fn add_words_at<const AT: usize>(sums: __m512i, x: __m512i, pair: *const i32) -> __m512i {
+        // SAFETY: the caller's duty.
+        unsafe { dpwssd_at::<AT>(sums, x, pair.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add_bytes_at<const AT: usize>(sums: __m512i, x: __m512i, four: *const i32) -> __m512i {
+        // SAFETY: the caller's duty.
+        unsafe { dpbusd_at::<AT>(sums, x, four.cast()) }
+    }
     #[inline(always)]
     unsafe fn add_bytes(sums: __m512i, x: __m512i, four: *const i32) -> __m512i {
         // SAFETY: the caller's duty.

@@ -1,6 +1,5 @@
 //! The kernels for AVX-512, with and without VPDPBUSD.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::activations::LARGE_TILE;
@@ -9,6 +8,7 @@ use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
 use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, ZERO, shared_panels};
 use super::tile::Tile;
+use crate::ops::vnni::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
@@ -213,26 +213,14 @@ impl Level for Vnni {
         unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    #[inline(always)]
     unsafe fn dot_at<const BITS: usize, const AT: usize>(
         sum: __m512i,
         codes: __m512i,
         x: *const u8,
     ) -> __m512i {
-        let mut sum = sum;
         // SAFETY: the caller's duty.
-        unsafe {
-            asm!(
-                "vpdpbusd {sum}, {codes}, dword ptr [{x} + {at}]{{1to16}}",
-                sum = inout(zmm_reg) sum,
-                codes = in(zmm_reg) codes,
-                x = in(reg) x,
-                at = const AT,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-        sum
+        unsafe { dpbusd_at::<AT>(sum, codes, x) }
     }
 
     #[inline(always)]
