@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
@@ -322,6 +322,32 @@ fn what_a_killed_writer_left_goes_and_what_another_writes_stays() {
     assert_eq!(place.packed().len(), 2, "the other writer's and the published one");
     other.publish().unwrap();
     assert!(place.load().1.used);
+    place.the_file();
+}
+
+#[test]
+fn a_writer_keeps_its_file_while_others_tidy_up() {
+    let place = Place::new();
+    place.load_and_publish();
+    let (file, done) = (place.the_file(), AtomicBool::new(false));
+    let folder = file.parent().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    write::remove_abandoned(folder, &file);
+                }
+            });
+        }
+        let lost = (0..2000).filter(|_| {
+            let writer = write::Unpublished::create(&file).unwrap();
+            std::thread::yield_now();
+            !writer.temporary.exists()
+        });
+        let lost = lost.count();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0, "files that another load removed");
+    });
     place.the_file();
 }
 

@@ -24,7 +24,7 @@ const RESERVE_BYTES: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Unpublished {
     file: File,
-    temporary: PathBuf,
+    pub(super) temporary: PathBuf,
     path: PathBuf,
     is_published: bool,
 }
@@ -46,7 +46,7 @@ impl Unpublished {
     }
 
     /// A new file beside `path`, locked for as long as it is unpublished.
-    fn create(path: &Path) -> Result<Self, PackedFault> {
+    pub(super) fn create(path: &Path) -> Result<Self, PackedFault> {
         loop {
             // Random, since processes that share the folder may share their numbers, in containers.
             let number = RandomState::new().build_hasher().finish();
@@ -117,14 +117,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Remove unpublished files of processes that are gone: nobody holds their locks.
-fn remove_abandoned(folder: &Path, path: &Path) {
+pub(super) fn remove_abandoned(folder: &Path, path: &Path) {
     let Some(stem) = path.file_stem().map(|stem| stem.to_string_lossy().into_owned() + ".") else { return };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_unpublished =
             name.to_str().is_some_and(|name| name.starts_with(&stem) && name.ends_with(".tmp"));
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if is_unpublished && is_file && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+        if !is_unpublished || !is_file {
+            continue;
+        }
+        let Ok(file) = File::open(entry.path()) else { continue };
+        // The lock is held until the name is gone: a writer that made the file a moment ago must either find it locked or
+        // find no name.
+        if file.try_lock().is_ok() {
             let _ = fs::remove_file(entry.path());
         }
     }
