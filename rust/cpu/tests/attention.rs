@@ -466,7 +466,9 @@ fn integers_of_sixteen_bits_are_about_as_exact_as_halves() {
             [&tokens.q, &tokens.k, &tokens.v].map(|x| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
         let want = softmax_attention(&shape, tokens.len, &q, &k, &v);
         let error = |dtype: KvType| {
-            let got = run(Shape { dtype, ..shape }, Way::plain(), &tokens, WHOLE);
+            // The levels have the definition's bits, and are quicker.
+            let way = Way { isa: Isa::detect(), ..Way::plain() };
+            let got = run(Shape { dtype, ..shape }, way, &tokens, WHOLE);
             let squares = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).powi(2));
             (squares.sum::<f64>() / want.len() as f64).sqrt()
         };
@@ -592,7 +594,11 @@ fn a_sequence_does_not_see_its_batch() {
             .collect();
         let alone: Vec<Vec<f32>> = all.iter().map(|tokens| run(shape, Way::plain(), tokens, WHOLE)).collect();
         for isa in levels(dtype) {
-            for (threads, block_size) in [(1, 32), (2, 16), (3, 64)] {
+            for (threads, block_size) in [(2, 16), (1, 32), (3, 64)] {
+                // The definition takes one row after the other, a hundred times as long as the levels.
+                if isa == Isa::Scalar && threads != 2 {
+                    continue;
+                }
                 let way = Way { isa, threads, block_size, seed: 9, ..Way::plain() };
                 for (index, got) in mixed(shape, way, &all).iter().enumerate() {
                     assert_same(got, &alone[index], (way, index));

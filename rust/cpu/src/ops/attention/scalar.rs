@@ -200,6 +200,7 @@ impl Reader<'_> {
 
     /// The same by the rules of integers.
     fn add_codes<C: Code>(&self, keys: Range<usize>, p: &mut [f32], part: &mut [f32]) {
+        let p = &mut p[..keys.len()];
         let (mut most, mut lanes) = (0f32, [0f32; LANES]);
         for (key, p) in keys.clone().zip(&mut *p) {
             let (at, offset) = self.at(key);
@@ -211,17 +212,19 @@ impl Reader<'_> {
         let factor = if step > 0.0 { 1.0 / step } else { 0.0 };
         let tile = self.problem.pool.tile();
         let width = codes::padded::<C>(part.len());
+        let mut values = [std::ptr::null::<C>(); SPLIT];
+        for ((key, p), value) in keys.clone().zip(&mut *p).zip(&mut values) {
+            *p = (*p * factor).round_ties_even();
+            let (at, offset) = self.at(key);
+            *value = at.value_codes(tile).cast::<C>().wrapping_add(offset / 2 * 2 * width + offset % 2);
+        }
         for (d, part) in part.iter_mut().enumerate() {
             let mut sum = 0i32;
-            for (key, p) in keys.clone().zip(&*p) {
-                let (at, offset) = self.at(key);
+            for (p, value) in p.iter().zip(values) {
                 // SAFETY: an element of the tile; nobody writes it meanwhile.
-                let code: i32 = unsafe {
-                    let codes = at.value_codes(tile).cast::<C>();
-                    codes.add(offset / 2 * 2 * width + 2 * d + offset % 2).read_unaligned().into()
-                };
+                let code: i32 = unsafe { value.add(2 * d).read_unaligned() }.into();
                 // What is not finite may go round; its result is NaN.
-                sum = sum.wrapping_add((*p * factor).round_ties_even() as i32 * code);
+                sum = sum.wrapping_add(*p as i32 * code);
             }
             *part = sum as f32 * step;
         }
