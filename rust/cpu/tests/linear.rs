@@ -189,6 +189,8 @@ fn many_rows_agree_with_one() {
     for dtype in ALL_TYPES {
         check(&Case::new(70, 600, dtype, 9), 512, true, &mut pools);
         check(&Case::new(520, 130, dtype, 10), 259, false, &mut pools);
+        check(&Case::new(1400, 33, dtype, 11), 261, true, &mut pools);
+        check(&Case::new(33, 513, dtype, 12), 97, false, &mut pools);
     }
 }
 

@@ -3,6 +3,8 @@
 //! The small ops work on one row, so that an executor can run a chain of them over a row while it is in the cache.
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod broadcast;
 pub mod elementwise;
 pub(crate) mod lanes;
 pub mod linear;
@@ -12,5 +14,3 @@ pub mod qlinear;
 pub mod rope;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
-mod vnni;

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::avx512::Avx512;
 use super::codes::Code;
 use super::products::{self, IntegerLevel, Products, integer_kernels};
-use crate::ops::vnni::{dpbusd_at, dpwssd_at};
+use crate::ops::broadcast::{dpbusd_at, dpwssd_at};
 
 /// Integers with AVX-512 F, BW, VL and DQ.
 pub(super) struct MultiplyAdds;

@@ -8,7 +8,7 @@ use crate::isa::Isa;
 use crate::tensor::Rows;
 
 /// Most tokens of one tile.
-fn max_tokens(isa: Isa, chain: Chain) -> usize {
+pub(super) fn max_tokens(isa: Isa, chain: Chain) -> usize {
     match (isa, chain) {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Chain::F32 | Chain::F16) => super::avx2::MAX_TOKENS,

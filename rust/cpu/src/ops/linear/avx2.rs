@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::packed::PANEL;
-use super::tile::{Chain, Tile, finish};
+use super::tile::{Chain, STEP, Tile, finish};
+use crate::ops::prefetch::prefetch_outer;
 
 /// Most tokens of one tile: 12 sums, two weights and one activation.
 pub(super) const MAX_TOKENS: usize = 6;
@@ -44,6 +45,7 @@ pub(super) unsafe fn run(chain: Chain, tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty, passed on.
     unsafe {
         match chain {
+            Chain::F32 if tile.kept => by_tokens!(tokens, kept, [], tile),
             Chain::F32 => by_tokens!(tokens, single, [F32], tile),
             Chain::F16 => by_tokens!(tokens, single, [F16], tile),
             Chain::Bf16 | Chain::Dot => by_tokens!(tokens, pairs, [], tile),
@@ -82,6 +84,37 @@ unsafe fn single<const KIND: u8, const R: usize, const T: usize>(tile: &Tile, fi
             weight = weight.wrapping_add(PANEL * size);
             x = x.add(T);
             next = next.wrapping_add(tile.next_step);
+        }
+    }
+    // SAFETY: the caller's duty, passed on.
+    unsafe { store(&acc, tile, first) };
+}
+
+/// Weights `[col][32]` f32 that wait in the second cache; `R` vectors of rows from vector `first` on.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn kept<const R: usize, const T: usize>(tile: &Tile, first: usize) {
+    let mut acc: Sums<R, T> = [[_mm256_setzero_ps(); R]; T];
+    let mut next = tile.next;
+    let (mut weight, mut x) = (tile.weight.cast::<f32>().wrapping_add(8 * first), tile.x.cast::<f32>());
+    for begin in (0..tile.cols).step_by(STEP) {
+        prefetch_outer(next, 1);
+        next = next.wrapping_add(tile.next_step);
+        for _ in begin..tile.cols.min(begin + STEP) {
+            // SAFETY: one column of weights and activations, promised by the caller.
+            unsafe {
+                let mut w = [_mm256_setzero_ps(); R];
+                for part in 0..R {
+                    w[part] = _mm256_loadu_ps(weight.add(8 * part));
+                }
+                for token in 0..T {
+                    let each = _mm256_broadcast_ss(&*x.add(token));
+                    for part in 0..R {
+                        acc[token][part] = _mm256_fmadd_ps(w[part], each, acc[token][part]);
+                    }
+                }
+            }
+            weight = weight.wrapping_add(PANEL);
+            x = x.wrapping_add(T);
         }
     }
     // SAFETY: the caller's duty, passed on.

@@ -5,7 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::packed::PANEL;
-use super::tile::{Chain, Tile};
+use super::tile::{Chain, STEP, Tile};
+use crate::ops::broadcast::fma_at;
+use crate::ops::prefetch::prefetch_outer;
 
 /// Most tokens of one tile: 24 sums, two weights and one activation fit the 32 registers.
 pub(super) const MAX_TOKENS: usize = 12;
@@ -40,6 +42,7 @@ pub(super) unsafe fn run(chain: Chain, tokens: usize, tile: &Tile) {
     // SAFETY: the caller's duty, passed on.
     unsafe {
         match chain {
+            Chain::F32 if tile.kept => by_tokens!(tokens, kept, [], tile),
             Chain::F32 => by_tokens!(tokens, single, [F32], tile),
             Chain::F16 => by_tokens!(tokens, single, [F16], tile),
             Chain::Bf16 => by_tokens!(tokens, pairs, [], tile),
@@ -76,6 +79,46 @@ unsafe fn single<const KIND: u8, const T: usize>(tile: &Tile) {
             weight = weight.add(line);
             x = x.add(T);
             next = next.wrapping_add(tile.next_step);
+        }
+    }
+    // SAFETY: the caller's duty, passed on.
+    unsafe { store(&acc, tile) };
+}
+
+/// Weights `[col][32]` f32 that wait in the second cache.
+///
+/// Of the activations, which both halves of the rows meet, two of three are read by each of the two multiplications: these
+/// are fewer instructions, for which a core that shares its front end is grateful, and not yet too many reads.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn kept<const T: usize>(tile: &Tile) {
+    let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
+    let (mut weight, mut x, mut next) = (tile.weight.cast::<f32>(), tile.x.cast::<f32>(), tile.next);
+    macro_rules! column {
+        ($($apart:literal $($within:literal)*,)*) => {{
+            let w = [_mm512_loadu_ps(weight), _mm512_loadu_ps(weight.add(16))];
+            $(
+                if $apart < T {
+                    let each = _mm512_set1_ps(*x.add($apart));
+                    for half in 0..2 {
+                        acc[$apart][half] = _mm512_fmadd_ps(w[half], each, acc[$apart][half]);
+                    }
+                }
+                $(if $within < T {
+                    for half in 0..2 {
+                        acc[$within][half] = fma_at::<{ 4 * $within }>(acc[$within][half], w[half], x);
+                    }
+                })*
+            )*
+        }};
+    }
+    for first in (0..tile.cols).step_by(STEP) {
+        prefetch_outer(next, 1);
+        next = next.wrapping_add(tile.next_step);
+        for _ in first..tile.cols.min(first + STEP) {
+            // SAFETY: one column of weights and activations, promised by the caller.
+            unsafe { column!(0 1 2, 3 4 5, 6 7 8, 9 10 11,) };
+            weight = weight.wrapping_add(PANEL);
+            x = x.wrapping_add(T);
         }
     }
     // SAFETY: the caller's duty, passed on.

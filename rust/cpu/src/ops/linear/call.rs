@@ -2,17 +2,18 @@
 
 use std::ops::Range;
 
-use super::arrange::Tiles;
+use super::arrange::{Tiles, max_tokens};
 use super::packed::{PANEL, PackedMatrix};
-use super::tile::{Chain, SPAN, Tile};
+use super::tile::{Chain, SPAN, STEP, Tile};
+use super::wide::widen;
 use crate::isa::Isa;
 use crate::ops::prefetch::prefetch;
 use crate::pool::Worker;
 use crate::processor::{Processor, Vendor};
 use crate::tensor::{DType, RowsMut};
 
-/// Bytes of one span of weights that share a pass over the activations, at most: twice that (the next group is on its way)
-/// and a span of a part's activations stay in a core's own cache of 1 MiB.
+/// Bytes of one span of weights, as the kernel reads them, that share a pass over the activations, at most: twice that (the
+/// next group is on its way) and a span of a part's activations stay in a core's own cache of 1 MiB.
 const GROUP_BYTES: usize = 128 << 10;
 /// Tokens from which on a group may have more than one panel: the activations of fewer stay in the cache from one panel
 /// to the next.
@@ -20,6 +21,10 @@ const MANY_TOKENS: usize = 256;
 /// Tokens that a part has at least when the tokens are split: with so many the weights, which every part reads again,
 /// take a small share of the memory's time.
 const PART_TOKENS: usize = 128;
+/// Tiles of a part from which on its weights are kept: read as f32, and asked for by one tile after another.
+const KEPT_TILES: usize = 8;
+/// Bytes in which a worker makes weights f32.
+pub(in crate::ops) const WIDE_BYTES: usize = GROUP_BYTES;
 /// Bytes ahead of the reads at which weights are prefetched.
 const AHEAD: usize = 8192;
 /// The same for the first cache, where those go into the second.
@@ -35,6 +40,8 @@ const START: usize = 16 << 10;
 /// cores; with few the workers share the weights alone, each its own stream.
 #[derive(Clone, Copy)]
 pub(super) struct Split {
+    /// Whether so many tiles read the weights that they are kept, as f32.
+    pub(super) kept: bool,
     /// Panels of a group.
     group: usize,
     groups: usize,
@@ -42,13 +49,15 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn new(workers: usize, tokens: usize, weight: &PackedMatrix) -> Self {
+    /// `keeps` says whether there are kernels for kept weights.
+    pub(super) fn new(isa: Isa, workers: usize, tokens: usize, weight: &PackedMatrix, keeps: bool) -> Self {
         let parts = workers.min(tokens / PART_TOKENS).max(1);
-        let span_bytes = SPAN.min(weight.cols()) * PANEL * weight.dtype().size();
-        let fitting = if tokens < MANY_TOKENS { 1 } else { GROUP_BYTES / span_bytes };
+        let kept = keeps && tokens / parts >= KEPT_TILES * max_tokens(isa, Chain::F32);
+        let size = if kept { size_of::<f32>() } else { weight.dtype().size() };
+        let fitting = if tokens < MANY_TOKENS { 1 } else { GROUP_BYTES / (span_elements(weight) * size) };
         let even = weight.panels() * parts / (ITEMS_PER_WORKER * workers);
         let group = fitting.min(even).max(1);
-        Self { group, groups: weight.panels().div_ceil(group), parts }
+        Self { kept, group, groups: weight.panels().div_ceil(group), parts }
     }
 
     fn items(self) -> usize {
@@ -60,6 +69,11 @@ impl Split {
         let (first, part) = (item % self.groups * self.group, item / self.groups);
         (first..panels.min(first + self.group), tiles * part / self.parts..tiles * (part + 1) / self.parts)
     }
+}
+
+/// Weights of the longest span of a panel, with a missing column of a pair.
+fn span_elements(weight: &PackedMatrix) -> usize {
+    SPAN.min(weight.cols().next_multiple_of(2)) * PANEL
 }
 
 /// Ask for the weights that this worker begins with.
@@ -81,13 +95,16 @@ pub(super) struct Call<'a> {
     pub(super) out: RowsMut<'a>,
     pub(super) tiles: Tiles,
     pub(super) activations: *const u8,
+    pub(super) split: Split,
+    /// Where this worker has [`WIDE_BYTES`].
+    pub(super) wide: *mut f32,
 }
 
 impl Call<'_> {
     /// Share the items over the workers.
-    pub(super) fn run(&self, worker: &Worker<'_>, split: Split) {
-        worker.share(split.items(), |item| {
-            let (panels, tiles) = split.item(item, self.weight.panels(), self.tiles.count);
+    pub(super) fn run(&self, worker: &Worker<'_>) {
+        worker.share(self.split.items(), |item| {
+            let (panels, tiles) = self.split.item(item, self.weight.panels(), self.tiles.count);
             for col in (0..self.weight.cols()).step_by(SPAN) {
                 self.span(panels.clone(), tiles.clone(), col);
             }
@@ -97,15 +114,31 @@ impl Call<'_> {
     /// One span of some panels times some tiles of tokens.
     fn span(&self, panels: Range<usize>, tiles: Range<usize>, col: usize) {
         let cols = SPAN.min(self.weight.cols() - col);
+        let is_widened = self.split.kept && self.weight.dtype() != DType::F32;
+        let wide_span = span_elements(self.weight);
+        let wide = |panel: usize| self.wide.wrapping_add((panel - panels.start) * wide_span);
+        if is_widened {
+            assert!(
+                panels.len() * wide_span * size_of::<f32>() <= WIDE_BYTES,
+                "no room to make weights wide"
+            );
+            for panel in panels.clone() {
+                // SAFETY: columns of the panel, and asserted to fit this worker's own bytes.
+                unsafe {
+                    widen(self.isa, self.weight.dtype(), self.weight.at(panel, col), cols, wide(panel))
+                };
+            }
+        }
         for tile in tiles.clone() {
             let (begin, tokens) = self.tiles.range(tile);
             for panel in panels.clone() {
                 let row = panel * PANEL;
                 let (next, next_step) = self.next(panel, panels.len(), col, tile - tiles.start, tiles.len());
                 let described = Tile {
-                    weight: self.weight.at(panel, col),
+                    weight: if is_widened { wide(panel).cast() } else { self.weight.at(panel, col) },
                     next,
                     next_step,
+                    kept: self.split.kept,
                     near: (tiles.len() == 1 && asks_twice()).then_some(NEAR),
                     x: self.activations.wrapping_add(self.tiles.offset(self.chain, tile, col)),
                     cols,
@@ -139,7 +172,8 @@ impl Call<'_> {
         } else {
             self.weight.at(panel, 0).wrapping_add(group * self.weight.panel_bytes())
         };
-        (after.wrapping_add(span_bytes * index / tiles), line.div_ceil(tiles))
+        let step = if self.split.kept { span_bytes / SPAN * STEP } else { line };
+        (after.wrapping_add(span_bytes * index / tiles), step.div_ceil(tiles))
     }
 }
 

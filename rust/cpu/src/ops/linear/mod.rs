@@ -19,6 +19,7 @@ mod call;
 mod packed;
 mod tile;
 pub(in crate::ops) mod transpose;
+mod wide;
 
 pub(crate) use packed::LAYOUT_VERSION;
 pub use packed::PackedMatrix;
@@ -52,7 +53,8 @@ impl LinearScratch {
         let words = max_cols.checked_next_multiple_of(64).ok_or_else(refuse)?;
         let bytes = words.checked_mul(4).and_then(|row| row.checked_mul(max_rows)).ok_or_else(refuse)?;
         let all_own = words.checked_mul(8).and_then(|own| own.checked_mul(num_workers)).ok_or_else(refuse)?;
-        let panels = super::qlinear::wide_bytes(max_cols).and_then(|bytes| bytes.checked_mul(num_workers));
+        let wide = super::qlinear::wide_bytes(max_cols).map(|bytes| bytes.max(call::WIDE_BYTES));
+        let panels = wide.and_then(|bytes| bytes.checked_mul(num_workers));
         let (activations, own) = (AlignedBytes::zeroed(bytes)?, AlignedBytes::zeroed(all_own)?);
         let panels = AlignedBytes::zeroed(panels.ok_or_else(refuse)?)?;
         Ok(Self { activations, own, panels, max_cols: words, num_workers })
@@ -78,7 +80,8 @@ impl LinearScratch {
         self.max_cols
     }
 
-    /// Where one worker makes panels wide, [`wide_bytes`](super::qlinear::wide_bytes) of them.
+    /// Where one worker makes weights wide: [`WIDE_BYTES`](call::WIDE_BYTES), and room for panels of integers as
+    /// [`wide_bytes`](super::qlinear::wide_bytes) has it.
     pub(in crate::ops) fn panels(&self, worker: usize) -> *mut u8 {
         self.panels.as_ptr().wrapping_add(worker * (self.panels.len() / self.num_workers))
     }
@@ -119,18 +122,21 @@ pub fn linear(
     if x.rows() == 0 {
         return;
     }
+    let is_dot = isa == Isa::Avx512Bf16 && weight.dtype() == DType::Bf16;
+    let split = Split::new(isa, worker.count(), x.rows(), weight, isa != Isa::Scalar && !is_dot);
     let chain = match weight.dtype() {
+        _ if split.kept => Chain::F32,
         DType::F32 => Chain::F32,
         DType::F16 => Chain::F16,
-        DType::Bf16 if isa == Isa::Avx512Bf16 => Chain::Dot,
+        DType::Bf16 if is_dot => Chain::Dot,
         DType::Bf16 => Chain::Bf16,
     };
-    let split = Split::new(worker.count(), x.rows(), weight);
     prefetch_start(worker, weight, split);
     let tiles = Tiles::new(isa, chain, x.rows(), weight.cols(), split.parts);
     let activations = lay_out(worker, isa, chain, x, tiles, scratch);
-    let call = Call { isa, chain, weight, bias, out, tiles, activations };
-    call.run(worker, split);
+    let wide = scratch.panels(worker.index()).cast();
+    let call = Call { isa, chain, weight, bias, out, tiles, activations, split, wide };
+    call.run(worker);
 }
 
 /// Bring the activations into tile order; returns where they are.

@@ -8,6 +8,9 @@ use crate::ops::prefetch::prefetch_by_stages;
 /// Columns of one span: an output is the sum, in ascending order, of one chain per span.
 pub(super) const SPAN: usize = 512;
 
+/// Columns for which a tile of [`Tile::kept`] weights asks once.
+pub(super) const STEP: usize = 4;
+
 /// How one output's products are formed and added within a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chain {
@@ -28,8 +31,10 @@ pub(super) struct Tile {
     pub(super) weight: *const u8,
     /// First byte of what to ask the memory for meanwhile: weights that are needed later.
     pub(super) next: *const u8,
-    /// Bytes from one request to the next; one goes out per column, or pair of columns of bf16.
+    /// Bytes from one request to the next; one goes out per column, or pair of columns of bf16, or [`STEP`] columns.
     pub(super) next_step: usize,
+    /// Whether many tiles pass this span of f32 weights, which waits in the second cache.
+    pub(super) kept: bool,
     /// Where `next` fills the second cache only: bytes ahead of the weights that are asked into the first.
     pub(super) near: Option<usize>,
     /// `[cols][T]` f32, or for [`Chain::Dot`] `[cols / 2][T][2]` bf16.

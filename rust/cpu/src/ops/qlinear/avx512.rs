@@ -8,7 +8,7 @@ use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
 use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, ZERO, shared_panels};
 use super::tile::Tile;
-use crate::ops::vnni::dpbusd_at;
+use crate::ops::broadcast::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.

@@ -1,4 +1,4 @@
-//! VPDPBUSD and VPDPWSSD whose second factor is one dword in memory for all lanes, which the instruction reads itself.
+//! Multiplications whose second factor is one dword in memory for all lanes, which the instruction reads itself.
 //!
 //! In assembly, since a compiler gives a dword that two instructions share a broadcast of its own.
 
@@ -6,14 +6,14 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 macro_rules! reading {
-    ($(#[$about:meta])* $name:ident, $instruction:literal) => {
+    ($(#[$about:meta])* $name:ident, $instruction:literal, $vector:ty, $factor:ty, $features:literal) => {
         $(#[$about])*
         ///
         /// # Safety
-        /// AVX-512 F and VNNI, and a dword `AT` bytes behind `from`.
+        #[doc = concat!("The processor has ", $features, "; a dword is `AT` bytes behind `from`.")]
         #[inline]
-        #[target_feature(enable = "avx512f,avx512vnni")]
-        pub(super) unsafe fn $name<const AT: usize>(mut sums: __m512i, x: __m512i, from: *const u8) -> __m512i {
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name<const AT: usize>(mut sums: $vector, x: $vector, from: *const $factor) -> $vector {
             // SAFETY: the caller's duty.
             unsafe {
                 asm!(
@@ -32,9 +32,13 @@ macro_rules! reading {
 
 reading! {
     /// Add the products of sixteen times four unsigned bytes with four signed ones.
-    dpbusd_at, "vpdpbusd"
+    dpbusd_at, "vpdpbusd", __m512i, u8, "avx512f,avx512vnni"
 }
 reading! {
     /// Add the products of sixteen pairs of 16-bit integers with one.
-    dpwssd_at, "vpdpwssd"
+    dpwssd_at, "vpdpwssd", __m512i, u8, "avx512f,avx512vnni"
+}
+reading! {
+    /// Add the products of sixteen numbers with one, rounded once.
+    fma_at, "vfmadd231ps", __m512, f32, "avx512f"
 }
