@@ -96,26 +96,32 @@ unsafe fn kept<const R: usize, const T: usize>(tile: &Tile, first: usize) {
     let mut acc: Sums<R, T> = [[_mm256_setzero_ps(); R]; T];
     let mut next = tile.next;
     let (mut weight, mut x) = (tile.weight.cast::<f32>().wrapping_add(8 * first), tile.x.cast::<f32>());
-    for begin in (0..tile.cols).step_by(STEP) {
-        prefetch_outer(next, 1);
-        next = next.wrapping_add(tile.next_step);
-        for _ in begin..tile.cols.min(begin + STEP) {
-            // SAFETY: one column of weights and activations, promised by the caller.
-            unsafe {
-                let mut w = [_mm256_setzero_ps(); R];
+    let mut column = || {
+        // SAFETY: one column of weights and activations, promised by the caller.
+        unsafe {
+            let mut w = [_mm256_setzero_ps(); R];
+            for part in 0..R {
+                w[part] = _mm256_loadu_ps(weight.add(8 * part));
+            }
+            for token in 0..T {
+                let each = _mm256_broadcast_ss(&*x.add(token));
                 for part in 0..R {
-                    w[part] = _mm256_loadu_ps(weight.add(8 * part));
-                }
-                for token in 0..T {
-                    let each = _mm256_broadcast_ss(&*x.add(token));
-                    for part in 0..R {
-                        acc[token][part] = _mm256_fmadd_ps(w[part], each, acc[token][part]);
-                    }
+                    acc[token][part] = _mm256_fmadd_ps(w[part], each, acc[token][part]);
                 }
             }
-            weight = weight.wrapping_add(PANEL);
-            x = x.wrapping_add(T);
         }
+        weight = weight.wrapping_add(PANEL);
+        x = x.wrapping_add(T);
+    };
+    for _ in 0..tile.cols / STEP {
+        prefetch_outer(next, 1);
+        next = next.wrapping_add(tile.next_step);
+        for _ in 0..STEP {
+            column();
+        }
+    }
+    for _ in 0..tile.cols % STEP {
+        column();
     }
     // SAFETY: the caller's duty, passed on.
     unsafe { store(&acc, tile, first) };

@@ -94,6 +94,7 @@ unsafe fn kept<const T: usize>(tile: &Tile) {
     let mut acc: Sums<T> = [[_mm512_setzero_ps(); 2]; T];
     let (mut weight, mut x, mut next) = (tile.weight.cast::<f32>(), tile.x.cast::<f32>(), tile.next);
     macro_rules! column {
+        () => { column!(0 1 2, 3 4 5, 6 7 8, 9 10 11,) };
         ($($apart:literal $($within:literal)*,)*) => {{
             let w = [_mm512_loadu_ps(weight), _mm512_loadu_ps(weight.add(16))];
             $(
@@ -109,16 +110,22 @@ unsafe fn kept<const T: usize>(tile: &Tile) {
                     }
                 })*
             )*
+            weight = weight.add(PANEL);
+            x = x.add(T);
         }};
     }
-    for first in (0..tile.cols).step_by(STEP) {
-        prefetch_outer(next, 1);
-        next = next.wrapping_add(tile.next_step);
-        for _ in first..tile.cols.min(first + STEP) {
-            // SAFETY: one column of weights and activations, promised by the caller.
-            unsafe { column!(0 1 2, 3 4 5, 6 7 8, 9 10 11,) };
-            weight = weight.wrapping_add(PANEL);
-            x = x.wrapping_add(T);
+    // SAFETY: columns of weights and activations, promised by the caller.
+    unsafe {
+        for _ in 0..tile.cols / STEP {
+            prefetch_outer(next, 1);
+            next = next.wrapping_add(tile.next_step);
+            column!();
+            column!();
+            column!();
+            column!();
+        }
+        for _ in 0..tile.cols % STEP {
+            column!();
         }
     }
     // SAFETY: the caller's duty, passed on.
