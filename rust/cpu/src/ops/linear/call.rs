@@ -49,7 +49,7 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// `keeps` says whether there are kernels for kept weights.
+    /// `keeps` says whether weights may be kept; VPDPBF16PS reads them as they are.
     pub(super) fn new(isa: Isa, workers: usize, tokens: usize, weight: &PackedMatrix, keeps: bool) -> Self {
         let parts = workers.min(tokens / PART_TOKENS).max(1);
         let kept = keeps && tokens / parts >= KEPT_TILES * max_tokens(isa, Chain::F32);

@@ -123,7 +123,7 @@ pub fn linear(
         return;
     }
     let is_dot = isa == Isa::Avx512Bf16 && weight.dtype() == DType::Bf16;
-    let split = Split::new(isa, worker.count(), x.rows(), weight, isa != Isa::Scalar && !is_dot);
+    let split = Split::new(isa, worker.count(), x.rows(), weight, !is_dot);
     let chain = match weight.dtype() {
         _ if split.kept => Chain::F32,
         DType::F32 => Chain::F32,
