@@ -24,6 +24,9 @@ const MANY_TILE: usize = 6;
 pub(super) const LARGE_TILE: usize = 24;
 /// Most tokens of a [block](super::blocks): their sums are a sixth of the first cache.
 pub(super) const BLOCK_TILE: usize = 64;
+/// The same where groups of weights share a scale: no integer sums lie beside them. 96 were 1 to 2 % faster than 64, and 128
+/// up to 8 % slower where outputs are many, on an Emerald Rapids.
+pub(super) const SHARED_BLOCK_TILE: usize = 96;
 /// Bytes of one scale and sum.
 pub(super) const HEAD_BYTES: usize = 8;
 /// The same where groups of weights share a scale.
@@ -69,6 +72,7 @@ impl Tiles {
         let most = match isa {
             Isa::Avx2 => 4,
             _ if takes_large(isa, tokens, format) => LARGE_TILE,
+            _ if takes_blocks(isa, tokens) && format.is_shared() => SHARED_BLOCK_TILE,
             _ if takes_blocks(isa, tokens) => BLOCK_TILE,
             // As few passes over the weights as there can be.
             _ if tokens <= 2 * MAX_TILE => MAX_TILE,

@@ -97,10 +97,6 @@ impl Level for Words {
         unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(of_group, multiple)) }
     }
     #[inline(always)]
-    unsafe fn multiplied(_: [Self::Codes; 2], _: __m256i) -> [Self::Codes; 2] {
-        unreachable!("sums are pairs")
-    }
-    #[inline(always)]
     unsafe fn zero() -> __m256 {
         unsafe { _mm256_setzero_ps() }
     }

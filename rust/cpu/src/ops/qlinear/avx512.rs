@@ -3,10 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::activations::LARGE_TILE;
-use super::block::{block, shared_block};
+use super::block::{block, large_shared};
 use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
-use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, ZERO, shared_panels};
+use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, shared_panels};
+use super::shared_block::shared_block;
 use super::tile::Tile;
 use crate::ops::broadcast::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
@@ -14,7 +15,7 @@ use crate::quant::GROUPS_PER_SCALE;
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
 struct Words;
 /// The level above plus VNNI.
-struct Vnni;
+pub(super) struct Vnni;
 
 macro_rules! shared {
     () => {
@@ -113,7 +114,7 @@ macro_rules! shared {
 
 /// Both halves of 4-bit codes.
 #[inline(always)]
-unsafe fn halves(line: __m512i) -> [__m512i; 2] {
+pub(super) unsafe fn halves(line: __m512i) -> [__m512i; 2] {
     // SAFETY: reached from AVX-512 code only.
     unsafe {
         let low = _mm512_set1_epi8(15);
@@ -145,11 +146,6 @@ impl Level for Words {
     #[inline(always)]
     unsafe fn add_times(sum: __m512i, of_group: __m512i, multiple: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(of_group, multiple)) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiplied(_: [Self::Codes; 2], _: __m512i) -> [Self::Codes; 2] {
-        unreachable!("sums are pairs")
     }
 
     #[inline(always)]
@@ -190,17 +186,6 @@ impl Level for Vnni {
     #[inline(always)]
     unsafe fn add_times(sum: __m512i, of_group: __m512i, multiple: __m512i) -> __m512i {
         unsafe { _mm512_dpwssd_epi32(sum, of_group, multiple) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiplied(codes: [__m512i; 2], multiple: __m512i) -> [__m512i; 2] {
-        unsafe {
-            let multiple = _mm512_or_si512(multiple, _mm512_slli_epi32::<16>(multiple));
-            // Two bytes at once: none is above 255 in the end, so that in 16 bits they keep apart.
-            let minus_eight = _mm512_mullo_epi16(multiple, _mm512_set1_epi16(8 * 0x101));
-            let zero = _mm512_sub_epi16(_mm512_set1_epi16((ZERO * 0x101) as i16), minus_eight);
-            codes.map(|codes| _mm512_add_epi16(_mm512_mullo_epi16(codes, multiple), zero))
-        }
     }
 
     #[inline(always)]
@@ -334,7 +319,7 @@ unsafe fn block_of_format<const BITS: usize, const SPAN: usize, const SYM: bool>
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn block_of_shared<const BY_CODES: bool>(
+unsafe fn large_tile_of_shared(
     tokens: usize,
     tile: &Tile,
     ahead: Ahead,
@@ -342,7 +327,7 @@ unsafe fn block_of_shared<const BY_CODES: bool>(
     between: impl FnMut(usize),
 ) {
     // SAFETY: the caller's duty.
-    unsafe { shared_block::<Vnni, BY_CODES>(tokens, tile, ahead, waiting, between) }
+    unsafe { large_shared::<Vnni>(tokens, tile, ahead, waiting, between) }
 }
 
 /// The tokens of a block times the tile's first panel, see [`block`].
@@ -358,12 +343,11 @@ pub(super) unsafe fn block_of_tokens(
 ) {
     // SAFETY: the caller's duty.
     unsafe {
-        // To multiply codes is more work, but once for all tokens.
         if tile.format.is_shared() && tokens > LARGE_TILE {
-            return block_of_shared::<true>(tokens, tile, ahead, waiting, between);
+            return shared_block(tokens, tile, ahead, waiting, between);
         }
         if tile.format.is_shared() {
-            return block_of_shared::<false>(tokens, tile, ahead, waiting, between);
+            return large_tile_of_shared(tokens, tile, ahead, waiting, between);
         }
         for_format!(tile.format, block_of_format(tokens, tile, ahead, waiting, between));
     }

@@ -57,6 +57,7 @@ impl Tokens {
             waiting: Waiting {
                 sums: self.waiting.sums.wrapping_add(count * PANEL),
                 ints: self.waiting.ints.wrapping_add(count * PANEL),
+                ..self.waiting
             },
         }
     }
@@ -134,25 +135,25 @@ unsafe fn span<L: Level, const BITS: usize, const SPAN: usize>(
     // SAFETY: the parts of the span, promised by the caller.
     unsafe {
         ahead.ask_for(codes, bytes);
-        let part = Part::<L> { codes: take_apart::<L, BITS>(codes, None), scales, zeros, multiples: None };
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros, multiples: None };
         if SPAN == PART {
             return pass_all::<L, BITS, true, true>(tokens, &part, at);
         }
         pass_all::<L, BITS, true, false>(tokens, &part, at);
         let codes = codes.add(bytes);
         ahead.ask_for(codes, bytes);
-        let part = Part::<L> { codes: take_apart::<L, BITS>(codes, None), scales, zeros, multiples: None };
+        let part = Part::<L> { codes: take_apart::<L, BITS>(codes), scales, zeros, multiples: None };
         pass_all::<L, BITS, false, true>(tokens, &part, Tokens { ints: at.ints.add(PART), ..at });
     }
 }
 
-/// [`block`] of codes of 4 bits in groups of which four share a scale. Multiples are multiplied by the codes if `BY_CODES`,
-/// else by the sums of their products.
+/// [`block`] of codes of 4 bits in groups of which four share a scale, for few tokens: multiples are multiplied by the sums
+/// of their products.
 ///
 /// # Safety
 /// As [`block`].
 #[inline(always)]
-pub(super) unsafe fn shared_block<L: Level, const BY_CODES: bool>(
+pub(super) unsafe fn large_shared<L: Level>(
     tokens: usize,
     tile: &Tile,
     ahead: Ahead,
@@ -175,15 +176,10 @@ pub(super) unsafe fn shared_block<L: Level, const BY_CODES: bool>(
                 between(tile.groups - left + group);
                 let codes = block.add(HEADER_BYTES + group * CODE_BYTES);
                 ahead.ask_for(codes, CODE_BYTES);
-                let multiples = headers.map(|(_, multiples)| multiples[group]);
-                let (codes, multiples) = match BY_CODES {
-                    true => (take_apart::<L, 4>(codes, Some(multiples)), None),
-                    false => (take_apart::<L, 4>(codes, None), Some(multiples)),
-                };
-                let part = Part::<L> { codes, scales, zeros: None, multiples };
+                let multiples = Some(headers.map(|(_, multiples)| multiples[group]));
+                let part = Part::<L> { codes: take_apart::<L, 4>(codes), scales, zeros: None, multiples };
                 let ints = at.ints.wrapping_add(group / 2 * (tokens * LINE) + group % 2 * PART);
-                let start = if BY_CODES { at.start } else { HEAD_BYTES + 4 * group };
-                let at = Tokens { ints, start, ..at };
+                let at = Tokens { ints, start: HEAD_BYTES + 4 * group, ..at };
                 match (group == 0, group + 1 == here) {
                     (true, true) => pass_all::<L, 4, true, true>(tokens, &part, at),
                     (true, false) => pass_all::<L, 4, true, false>(tokens, &part, at),
@@ -211,15 +207,12 @@ unsafe fn clear<L: Level>(tokens: usize, waiting: Waiting) {
     }
 }
 
-/// The codes of a part, ready to multiply; times their multiples, if they have some.
+/// The codes of a part, ready to multiply.
 ///
 /// # Safety
 /// `from` is the first step's; the processor has the level.
 #[inline(always)]
-unsafe fn take_apart<L: Level, const BITS: usize>(
-    from: *const u8,
-    multiples: Option<[L::Int; 2]>,
-) -> [[L::Codes; 2]; PIECES] {
+unsafe fn take_apart<L: Level, const BITS: usize>(from: *const u8) -> [[L::Codes; 2]; PIECES] {
     let per_step = 8 / BITS;
     // SAFETY: the steps of a part, promised by the caller.
     unsafe {
@@ -227,10 +220,7 @@ unsafe fn take_apart<L: Level, const BITS: usize>(
         for step in 0..PIECES / per_step {
             for part in 0..2 {
                 let line = L::load(from.add(step * STEP_BYTES + 4 * part * L::WIDTH));
-                let mut pieces = L::codes::<BITS>(line);
-                if let Some(multiples) = multiples {
-                    pieces = L::multiplied(pieces, multiples[part]);
-                }
+                let pieces = L::codes::<BITS>(line);
                 for piece in 0..per_step {
                     codes[step * per_step + piece][part] = pieces[piece];
                 }

@@ -3,38 +3,46 @@
 use std::mem::MaybeUninit;
 
 use super::Then;
-use super::activations::BLOCK_TILE;
+use super::activations::{BLOCK_TILE, SHARED_BLOCK_TILE};
 use super::call::{Call, ITEM_BYTES, ITEMS_PER_WORKER};
 use super::packed::PANEL;
+use super::shared;
 use super::tile::{MAX_STREAMS, Panel, Tile};
 use super::tuning::{Reach, Tuning};
 use crate::ops::elementwise::{add_lanes, glu_lanes};
 use crate::ops::lanes::{LANES, Lanes, at_every_level};
 use crate::ops::prefetch::prefetch_to_write;
 use crate::pool::Worker;
+use crate::quant::GROUPS_PER_SCALE;
 use crate::tensor::RowsMut;
 
 /// Work items per worker that are wanted: the last one is what others wait for.
 const BLOCK_ITEMS_PER_WORKER: usize = 64;
 
+/// Bytes of the longest span of a panel, with a byte for a code.
+const SPAN_BYTES: usize = GROUPS_PER_SCALE * shared::GROUP * PANEL;
+
 /// What belongs to one panel and all tokens of a block.
-type OfPanel<T> = [[T; PANEL]; BLOCK_TILE];
+type OfPanel<T, const TOKENS: usize> = [[T; PANEL]; TOKENS];
 
 /// Memory in which the sums of a block wait, the panel's 32 rows of one token after those of another.
 #[derive(Clone, Copy)]
 pub(super) struct Waiting {
-    /// `[BLOCK_TILE][32]`: what becomes the products.
+    /// `[SHARED_BLOCK_TILE][32]`: what becomes the products.
     pub(super) sums: *mut f32,
     /// `[BLOCK_TILE][32]`, for spans of more than one part.
     pub(super) ints: *mut i32,
+    /// `[SPAN_BYTES]`, for codes that are made bytes.
+    pub(super) bytes: *mut u8,
 }
 
 /// Memory of the first cache.
 #[repr(align(64))]
 struct Near {
     /// Of the panels of a unit.
-    sums: [OfPanel<f32>; 2],
-    ints: OfPanel<i32>,
+    sums: [OfPanel<f32, SHARED_BLOCK_TILE>; 2],
+    ints: OfPanel<i32, BLOCK_TILE>,
+    bytes: [u8; SPAN_BYTES],
 }
 
 /// How the weights of a panel are asked for, and those that are read after it.
@@ -96,8 +104,10 @@ impl Call<'_> {
         let mut near = MaybeUninit::<Near>::uninit();
         let near = near.as_mut_ptr();
         // SAFETY: places in it.
-        let (sums, waiting_ints) = unsafe { (&raw mut (*near).sums, &raw mut (*near).ints) };
-        let sums = [0, 1].map(|slot| sums.cast::<OfPanel<f32>>().wrapping_add(slot).cast::<f32>());
+        let (sums, integer_sums, bytes) =
+            unsafe { (&raw mut (*near).sums, &raw mut (*near).ints, &raw mut (*near).bytes) };
+        let sums = [0, 1]
+            .map(|slot| sums.cast::<OfPanel<f32, SHARED_BLOCK_TILE>>().wrapping_add(slot).cast::<f32>());
         let row = unit * PANEL;
         let rows = PANEL.min(self.weight.rows() - row);
         let mut panels = self.panels(unit, units).zip(sums).peekable();
@@ -123,7 +133,7 @@ impl Call<'_> {
             };
             tile.panels[0].weights = weights;
             let ahead = Ahead { reach, end, next };
-            let waiting = Waiting { sums, ints: waiting_ints.cast() };
+            let waiting = Waiting { sums, ints: integer_sums.cast(), bytes: bytes.cast() };
             let (is_last, each) = (panels.peek().is_none(), tokens.div_ceil(tile.groups));
             // The outputs of a block are lines that lie far apart, often out of the caches, and the stores of all of them at
             // once would wait for them: they are asked for a few at a time.
@@ -142,7 +152,7 @@ impl Call<'_> {
             #[cfg(not(target_arch = "x86_64"))]
             {
                 ahead.ask_for(weights, 0);
-                unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.sums, between(0));
+                unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.bytes, between(0));
             }
         }
         let products = Products { sums, begin, tokens, row, rows };

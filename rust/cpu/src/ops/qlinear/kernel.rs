@@ -61,8 +61,6 @@ pub(super) trait Level {
     unsafe fn split(header: Self::Int) -> (Self::Float, [Self::Int; GROUPS_PER_SCALE]);
     /// Add a group's sums, of [`dot`](Self::dot) of 4-bit codes, times their multiples.
     unsafe fn add_times(sum: Self::Int, of_group: Self::Int, multiple: Self::Int) -> Self::Int;
-    /// Codes of 4 bits times their multiples, plus [`ZERO`](super::shared::ZERO); only where sums are not pairs.
-    unsafe fn multiplied(codes: [Self::Codes; 2], multiple: Self::Int) -> [Self::Codes; 2];
 
     unsafe fn zero() -> Self::Float;
     unsafe fn splat_float(x: f32) -> Self::Float;

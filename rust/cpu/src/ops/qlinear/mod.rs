@@ -26,6 +26,8 @@ mod kernel;
 mod packed;
 mod quantizer;
 mod shared;
+#[cfg(target_arch = "x86_64")]
+mod shared_block;
 mod tile;
 mod tuning;
 mod wide;

@@ -6,7 +6,7 @@
 
 use super::activations::{HEAD_BYTES, LINE};
 use crate::isa::Isa;
-use crate::quant::ACTIVATION_SPAN;
+use crate::quant::{ACTIVATION_SPAN, GROUPS_PER_SCALE};
 
 /// Half of a line: the shorter span.
 const HALF: usize = LINE / 2;
@@ -47,7 +47,7 @@ pub(super) unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
                 match to.span {
                     HALF => token(x, to, |x, ints| span_avx2::<HALF>(x, ints)),
                     LINE => token(x, to, |x, ints| span_avx2::<ACTIVATION_SPAN>(x, ints)),
-                    _ => groups(x, to, |x| scale_avx2(x), |x, scale, ints| group_avx2(x, scale, ints)),
+                    _ => groups(x, to, |x, ints, stride| groups_avx2(x, ints, stride)),
                 }
             }
         }
@@ -58,7 +58,7 @@ pub(super) unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
                 match to.span {
                     HALF => token_avx512::<HALF>(x, to),
                     LINE => token_avx512::<LINE>(x, to),
-                    _ => groups(x, to, |x| scale_avx2(x), |x, scale, ints| group_avx2(x, scale, ints)),
+                    _ => groups(x, to, |x, ints, stride| groups_avx512(x, ints, stride)),
                 }
             }
         }
@@ -71,7 +71,9 @@ pub(super) unsafe fn quantize(isa: Isa, x: &[f32], to: Place) {
         match to.span {
             HALF => token(x, to, |x, ints| span_scalar::<HALF>(x, ints)),
             LINE => token(x, to, |x, ints| span_scalar::<ACTIVATION_SPAN>(x, ints)),
-            _ => groups(x, to, scale_scalar, |x, scale, ints| whole_scalar(x, scale, ints)),
+            _ => groups(x, to, |x, ints, stride| {
+                by_groups(x, ints, stride, scale_scalar(x), |x, scale, ints| whole_scalar(x, scale, ints))
+            }),
         }
     }
 }
@@ -99,38 +101,50 @@ unsafe fn token<const SPAN: usize>(
     }
 }
 
-/// Walk the spans of a token whose spans are four groups: `scale_of` a span, then `quantize_group` by it, which returns the
-/// sum of the integers.
+/// The scale of a span of four groups, and of each group the sum of its integers.
+type GroupHead = (f32, [i32; GROUPS_PER_SCALE]);
+
+/// Walk the spans of a token whose spans are four groups. `quantize_span` gets the span, its first line and the bytes to its
+/// second.
 ///
 /// # Safety
 /// The place is good for the token.
 #[inline(always)]
-unsafe fn groups(
-    x: &[f32],
-    to: Place,
-    scale_of: impl Fn(&[f32]) -> f32,
-    quantize_group: impl Fn(&[f32; HALF], f32, *mut [i8; HALF]) -> i32,
-) {
-    const SPAN: usize = 2 * LINE;
-    for (index, x) in x.chunks(SPAN).enumerate() {
-        let scale = scale_of(x);
-        let mut sums = [0; SPAN / HALF];
+unsafe fn groups(x: &[f32], to: Place, quantize_span: impl Fn(&[f32], *mut u8, usize) -> GroupHead) {
+    for (index, x) in x.chunks(GROUPS_PER_SCALE * HALF).enumerate() {
         // SAFETY: this span's parts of two lines and its head, promised by the caller.
         unsafe {
-            let lines = to.ints.add(2 * index * to.line_stride);
-            for (group, x) in x.as_chunks::<HALF>().0.iter().enumerate() {
-                let ints = lines.add(group / 2 * to.line_stride + group % 2 * HALF);
-                sums[group] = quantize_group(x, scale, ints.cast());
-            }
+            let (scale, sums) = quantize_span(x, to.ints.add(2 * index * to.line_stride), to.line_stride);
             let head = to.heads.add(index * to.head_stride);
             head.cast::<f32>().write_unaligned(scale);
             head.add(4).cast::<i32>().write_unaligned(-sums.iter().sum::<i32>() * to.zero);
             // The zero of 8 taken away, in one sum or two. That of two is at most 4 * 32 * 127.
             let two = |sum: i32| ((-4 * sum) & 0xffff) | (-4 * sum) << 16;
             let starts = sums.map(|sum| if to.narrow { two(sum) } else { -8 * sum });
-            head.add(HEAD_BYTES).cast::<[i32; SPAN / HALF]>().write_unaligned(starts);
+            head.add(HEAD_BYTES).cast::<[i32; GROUPS_PER_SCALE]>().write_unaligned(starts);
         }
     }
+}
+
+/// Make a span of groups whole by `scale`, one group after another: `quantize_group` returns the sum of its integers.
+///
+/// # Safety
+/// As much as the span has can be written from `ints` on, and `stride` bytes on.
+#[inline(always)]
+unsafe fn by_groups(
+    x: &[f32],
+    ints: *mut u8,
+    stride: usize,
+    scale: f32,
+    quantize_group: impl Fn(&[f32; HALF], f32, *mut [i8; HALF]) -> i32,
+) -> GroupHead {
+    let mut sums = [0; GROUPS_PER_SCALE];
+    for (group, x) in x.as_chunks::<HALF>().0.iter().enumerate() {
+        // SAFETY: this group's part of a line, promised by the caller.
+        let ints = unsafe { ints.add(group / 2 * stride + group % 2 * HALF) };
+        sums[group] = quantize_group(x, scale, ints.cast());
+    }
+    (scale, sums)
 }
 
 /// The definition.
@@ -240,6 +254,89 @@ unsafe fn group_avx2(x: &[f32; HALF], scale: f32, to: *mut [i8; HALF]) -> i32 {
         let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
         let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
         _mm_cvtsi128_si32(sum)
+    }
+}
+
+/// One span of groups with AVX2.
+///
+/// # Safety
+/// As [`by_groups`]; reached from code compiled for AVX2, on a processor that has it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn groups_avx2(x: &[f32], ints: *mut u8, stride: usize) -> GroupHead {
+    // SAFETY: the caller's duty.
+    unsafe { by_groups(x, ints, stride, scale_avx2(x), |x, scale, ints| group_avx2(x, scale, ints)) }
+}
+
+/// The same with AVX-512. Divisions, which take longer than all the rest, are made of multiplications: of a quotient that is
+/// nearly right and the exact remainder comes, twice, a better one. The second is made of one that is off by less than an
+/// ulp, and of the rounded reciprocal, and so is the rounded quotient (P. W. Markstein, Computation of elementary functions
+/// on the IBM RISC System/6000 processor, 1990), where nothing overflows or loses digits.
+///
+/// # Safety
+/// As [`by_groups`]; reached from code compiled for AVX-512 F, BW, VL and DQ, on a processor that has them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn groups_avx512(x: &[f32], ints: *mut u8, stride: usize) -> GroupHead {
+    use std::arch::x86_64::*;
+    const VECTORS: usize = GROUPS_PER_SCALE * HALF / 16;
+    const HALVES: i32 = 0b01_00_11_10;
+    const SWAP: i32 = 0b10_11_00_01;
+    /// Scales that are far from where reciprocals overflow and remainders of what is not rounded to zero lose digits.
+    const SAFE: std::ops::RangeInclusive<f32> = 1e-30..=1e30;
+    // SAFETY: whole groups of the span, and their parts of its lines; the level: the caller's duty.
+    unsafe {
+        let values: [__m512; VECTORS] = std::array::from_fn(|part| {
+            if 16 * part < x.len() { _mm512_loadu_ps(x.as_ptr().add(16 * part)) } else { _mm512_setzero_ps() }
+        });
+        let magnitude = _mm512_set1_epi32(i32::MAX);
+        let mut largest = _mm512_setzero_si512();
+        for value in values {
+            let bits = _mm512_and_si512(_mm512_castps_si512(value), magnitude);
+            largest = _mm512_max_epu32(largest, bits);
+        }
+        largest = _mm512_max_epu32(largest, _mm512_shuffle_i32x4::<HALVES>(largest, largest));
+        largest = _mm512_max_epu32(largest, _mm512_shuffle_i32x4::<SWAP>(largest, largest));
+        largest = _mm512_max_epu32(largest, _mm512_shuffle_epi32::<HALVES>(largest));
+        largest = _mm512_max_epu32(largest, _mm512_shuffle_epi32::<SWAP>(largest));
+        let scales = _mm512_div_ps(_mm512_castsi512_ps(largest), _mm512_set1_ps(127.0));
+        let scale = _mm512_cvtss_f32(scales);
+        if !SAFE.contains(&scale) {
+            return by_groups(x, ints, stride, scale, |x, scale, ints| group_avx2(x, scale, ints));
+        }
+        let reciprocal = _mm512_div_ps(_mm512_set1_ps(1.0), scales);
+        let whole = |part: usize| {
+            let mut quotient = _mm512_mul_ps(values[part], reciprocal);
+            for _ in 0..2 {
+                let remainder = _mm512_fnmadd_ps(quotient, scales, values[part]);
+                quotient = _mm512_fmadd_ps(remainder, reciprocal, quotient);
+            }
+            // The conversion rounds ties to even; no magnitude is above 127 or rounds to more.
+            _mm512_cvtps_epi32(quotient)
+        };
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        // Of each line the sums of four integers.
+        let sums = [0, 1].map(|line| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|part| whole(4 * line + part));
+            let mixed = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let bytes = _mm512_permutexvar_epi32(order, mixed);
+            if x.len() > line * LINE {
+                _mm512_storeu_si512(ints.add(line * stride).cast(), bytes);
+            }
+            let twos = _mm512_maddubs_epi16(_mm512_set1_epi8(1), bytes);
+            _mm512_madd_epi16(twos, _mm512_set1_epi16(1))
+        });
+        // Dwords 0 and 2 of lanes 0 and 2 become those of the four groups.
+        let [first, second] = sums;
+        let mut sums =
+            _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32::<SWAP>(sums));
+        sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4::<SWAP>(sums, sums));
+        let groups = _mm512_setr_epi32(0, 8, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let mut of_groups = [0; GROUPS_PER_SCALE];
+        let sums = _mm512_castsi512_si128(_mm512_permutexvar_epi32(groups, sums));
+        _mm_storeu_si128(of_groups.as_mut_ptr().cast(), sums);
+        (scale, of_groups)
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) const MULTIPLE_BITS: u32 = 5;
 /// Bits of the mantissa of f32 that a scale has not.
 pub(super) const SCALE_SHIFT: u32 = 17;
 /// Columns of a group, and the steps of eight columns of which a dword has the codes.
-const GROUP: usize = QuantFormat::SHARED.group_size;
-const STEPS: usize = GROUP / 8;
+pub(super) const GROUP: usize = QuantFormat::SHARED.group_size;
+pub(super) const STEPS: usize = GROUP / 8;
 /// Bytes of a group's codes.
 pub(super) const CODE_BYTES: usize = STEPS * STEP_BYTES;
 /// Bytes of a block's header.
