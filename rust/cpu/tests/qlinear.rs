@@ -389,13 +389,67 @@ fn what_rides_along_changes_no_bit() {
                     let mut got = before.clone();
                     let scratch = LinearScratch::new(tokens, cols, pool.count()).unwrap();
                     let out = RowsMut::new(&mut got, width);
-                    let what = QLinear { x: Rows::new(&x, cols), norm, weight: &weight, bias, then, out };
+                    let x = Rows::new(&x, cols);
+                    let what =
+                        QLinear { x, norm, weight: &weight, bias, then, out, next: None, before: None };
                     pool.run(|worker| {
                         let at_end = || prefetch_start(worker, isa, &weight, then, tokens);
                         qlinear_fused(worker, isa, &what, &scratch, at_end);
                     })
                     .unwrap();
                     let what = format!("{isa} {rows}x{cols} M={tokens} {then:?}, {} workers", pool.count());
+                    assert_same_bits(&got, &expected, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_handed_over_change_no_bit() {
+    let mut pools = pools();
+    let (cols, rows) = (128, 64);
+    for (case, half) in [32, 128, 160, 448].into_iter().enumerate() {
+        let format =
+            [QuantFormat::SHARED, QuantFormat::new(8, 64, true), QuantFormat::new(4, 32, false)][case % 3];
+        let first = Canonical::arbitrary(2 * half, cols, format, 6).pack();
+        for (of_second, tokens) in [QuantFormat::SHARED, QuantFormat::new(8, 32, true)]
+            .into_iter()
+            .flat_map(|format| [1, 16, 25, 97, 133].map(|tokens| (format, tokens)))
+        {
+            let second = Canonical::arbitrary(rows, half, of_second, 7).pack();
+            let (x, before, bias) =
+                (numbers(3, tokens * cols), numbers(4, tokens * rows), numbers(2, 2 * half));
+            let bias = (tokens != 25).then_some(&bias[..]);
+            for isa in levels() {
+                let (mut between, mut expected) = (vec![0.0; tokens * half], before.clone());
+                unfused(&mut pools[0], isa, &x, None, &first, bias, Then::Glu, &mut between);
+                unfused(&mut pools[0], isa, &between, None, &second, None, Then::Add, &mut expected);
+                for pool in &mut pools {
+                    let (mut between, mut got) = (vec![0.0; tokens * half], before.clone());
+                    let scratch = LinearScratch::new(tokens, cols.max(half), pool.count()).unwrap();
+                    let (out, read) = (RowsMut::new(&mut got, rows), between.as_mut_ptr());
+                    // SAFETY: the vector outlives both; the first matmul is over when the second reads it.
+                    let (written, read) = unsafe {
+                        (
+                            RowsMut::from_raw(read, tokens, half, half),
+                            Rows::from_raw(read, tokens, half, half),
+                        )
+                    };
+                    pool.run(|worker| {
+                        let (x, then) = (Rows::new(&x, cols), Then::Glu);
+                        let (norm, next) = (None, Some(&second));
+                        let what =
+                            QLinear { x, norm, weight: &first, bias, then, out: written, next, before: None };
+                        qlinear_fused(worker, isa, &what, &scratch, || {});
+                        let (x, then, before) = (read, Then::Add, Some(&first));
+                        let what =
+                            QLinear { x, norm, weight: &second, bias: None, then, out, next: None, before };
+                        qlinear_fused(worker, isa, &what, &scratch, || {});
+                    })
+                    .unwrap();
+                    let what =
+                        format!("{isa} {half} {format:?} {of_second:?} M={tokens}, {} workers", pool.count());
                     assert_same_bits(&got, &expected, &what);
                 }
             }

@@ -42,6 +42,10 @@ pub(super) enum Phase {
         norm: Option<NormOf>,
         /// Other than `Store` for integer weights only.
         then: Then,
+        /// The weights of the matmul that alone reads `out`, and of the one whose `out` this one alone reads, see
+        /// [`QLinear`](crate::ops::qlinear::QLinear).
+        next: Option<usize>,
+        before: Option<usize>,
     },
     /// `heads` on each head, then its key and value into the cache.
     KvStore {
@@ -185,16 +189,26 @@ pub(super) fn compile(program: &Program, max_tokens: usize, max_rows: usize) -> 
     if !program.rope_tables.is_empty() {
         compiler.row_op(RowsOf::T, RowOp::RopeTables);
     }
-    let (uses, mut index) = (buffer_uses(program), 0);
+    let (uses, mut index, mut previous) = (buffer_uses(program), 0, None);
     while let Some(op) = program.ops.get(index) {
         let unresolved = || CpuError::Program { op: Some(index), what: "unchecked program".into() };
         index += match fused_linear(program, &uses, index) {
             Some(fused) => {
                 compiler.fused_linear(&fused).ok_or_else(unresolved)?;
-                fused.count
+                let hands_over = |before: &FusedLinear<'_>| {
+                    let reads_it = before.out == fused.x && uses[fused.x.buffer] == 2;
+                    before.then == Then::Glu && fused.norm.is_none() && reads_it
+                };
+                if previous.as_ref().is_some_and(hands_over) {
+                    compiler.hand_over();
+                }
+                let count = fused.count;
+                previous = Some(fused);
+                count
             }
             None => {
                 compiler.op(op).ok_or_else(unresolved)?;
+                previous = None;
                 1
             }
         };
@@ -230,7 +244,16 @@ impl Compiler<'_> {
                 let (x, out) = (self.place(x)?, self.place(out)?);
                 let (weight, bias) = (self.parameter(weight)?, self.optional(bias)?);
                 let (norm, then) = (None, Then::Store);
-                self.plan.phases.push(Phase::Linear { x, out, weight, bias, norm, then });
+                self.plan.phases.push(Phase::Linear {
+                    x,
+                    out,
+                    weight,
+                    bias,
+                    norm,
+                    then,
+                    next: None,
+                    before: None,
+                });
             }
             Op::Rope { x, num_heads: _, head_dim, table } => {
                 let x = self.place(x)?;
@@ -283,8 +306,17 @@ impl Compiler<'_> {
         };
         let (x, out, then) = (self.place(&fused.x)?, self.place(&fused.out)?, fused.then);
         let (weight, bias) = (self.parameter(weight)?, self.optional(bias)?);
-        self.plan.phases.push(Phase::Linear { x, out, weight, bias, norm, then });
+        self.plan.phases.push(Phase::Linear { x, out, weight, bias, norm, then, next: None, before: None });
         Some(())
+    }
+
+    /// Let the last two phases, matmuls, know each other.
+    fn hand_over(&mut self) {
+        if let [.., Phase::Linear { weight, next, .. }, Phase::Linear { weight: of_next, before, .. }] =
+            &mut self.plan.phases[..]
+        {
+            (*next, *before) = (Some(*of_next), Some(*weight));
+        }
     }
 
     /// Append to the chain before it, or start one. A chain never mixes T and R: `select_rows` reads other rows.

@@ -51,7 +51,7 @@ impl<'a> Replay<'a> {
         let (model, isa) = (self.model, self.model.isa);
         match phase {
             Phase::Rows(rows, chain) => self.chain(worker, index, *rows, chain),
-            Phase::Linear { x, out, weight, bias, norm, then } => {
+            Phase::Linear { x, out, weight, bias, norm, then, next, before } => {
                 let bias = bias.map(|bias| self.vector(bias));
                 let (x, out) = (self.read(*x), self.write(*out));
                 if x.rows() == 0 {
@@ -61,7 +61,12 @@ impl<'a> Replay<'a> {
                     Weight::Matrix(matrix) => linear(worker, isa, x, matrix, bias, out, &model.linear),
                     Weight::Quantized(matrix) => {
                         let norm = norm.map(|norm| self.norm(norm));
-                        let what = QLinear { x, norm, weight: matrix, bias, then: *then, out };
+                        let quantized = |weight: usize| match self.weight(weight) {
+                            Weight::Quantized(matrix) => Some(matrix),
+                            _ => None,
+                        };
+                        let (next, before) = (next.and_then(quantized), before.and_then(quantized));
+                        let what = QLinear { x, norm, weight: matrix, bias, then: *then, out, next, before };
                         qlinear_fused(worker, isa, &what, &model.linear, || self.look_ahead(worker, index));
                     }
                     Weight::Vector(_) => unreachable!("the program's check resolved {weight} as a matrix"),

@@ -116,7 +116,27 @@ impl Tiles {
     /// `to`, where the first tile begins, has room for all tokens; nobody else touches this one; the processor supports
     /// `isa`.
     pub(super) unsafe fn store(&self, isa: Isa, x: &[f32], token: usize, to: *mut u8) {
-        debug_assert!(token < self.tokens && x.len().div_ceil(self.span) == self.spans);
+        debug_assert!(x.len().div_ceil(self.span) == self.spans);
+        // SAFETY: this token's parts; the level is supported.
+        unsafe { quantize(isa, x, self.place(isa, token, to)) }
+    }
+
+    /// The same for the inputs of one span, of whole lines unless it is the last one.
+    ///
+    /// # Safety
+    /// As [`store`](Self::store).
+    pub(super) unsafe fn store_span(&self, isa: Isa, x: &[f32], token: usize, span: usize, to: *mut u8) {
+        debug_assert!(span < self.spans && x.len() <= self.span && self.span.is_multiple_of(LINE));
+        let of_token = self.place(isa, token, to);
+        let ints = of_token.ints.wrapping_add(span * (self.span / LINE) * of_token.line_stride);
+        let heads = of_token.heads.wrapping_add(span * of_token.head_stride);
+        // SAFETY: the parts of this span; the level is supported.
+        unsafe { quantize(isa, x, Place { ints, heads, ..of_token }) }
+    }
+
+    /// Where a token goes.
+    fn place(&self, isa: Isa, token: usize, to: *mut u8) -> Place {
+        debug_assert!(token < self.tokens);
         let in_longer = self.longer * (self.size + 1);
         let tile = match token {
             _ if token < in_longer => token / (self.size + 1),
@@ -124,7 +144,7 @@ impl Tiles {
         };
         let (begin, tokens) = self.range(tile);
         let (ints, heads) = self.offsets(tile);
-        let place = Place {
+        Place {
             ints: to.wrapping_add(ints + (token - begin) * LINE),
             line_stride: tokens * LINE,
             heads: to.wrapping_add(heads + (token - begin) * self.head_bytes),
@@ -132,8 +152,6 @@ impl Tiles {
             span: self.span,
             zero: self.zero,
             narrow: !has_dot(isa),
-        };
-        // SAFETY: this token's parts; the level is supported.
-        unsafe { quantize(isa, x, place) }
+        }
     }
 }

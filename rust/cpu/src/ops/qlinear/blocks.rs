@@ -1,10 +1,11 @@
 //! How blocks of tokens, or the few more than a tile that make one block, meet the panels.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::Then;
 use super::activations::{BLOCK_TILE, SHARED_BLOCK_TILE};
-use super::call::{Call, ITEM_BYTES, ITEMS_PER_WORKER};
+use super::call::{Call, ITEM_BYTES, ITEMS_PER_WORKER, Next, WIDE_BYTES};
 use super::packed::PANEL;
 use super::shared;
 use super::tile::{MAX_STREAMS, Panel, Tile};
@@ -16,6 +17,8 @@ use crate::pool::Worker;
 use crate::quant::GROUPS_PER_SCALE;
 use crate::tensor::RowsMut;
 
+/// Panels whose rows are the inputs of a span of the next matmul.
+const SPAN_PANELS: usize = GROUPS_PER_SCALE * shared::GROUP / PANEL;
 /// Work items per worker that are wanted: the last one is what others wait for.
 const BLOCK_ITEMS_PER_WORKER: usize = 64;
 
@@ -87,19 +90,57 @@ impl Call<'_> {
         let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
         let (units, blocks) = (self.weight.panels() / panels_per_unit, self.tiles.count);
         let at_once = (units * blocks / (BLOCK_ITEMS_PER_WORKER * worker.count())).clamp(1, units);
-        let items = units.div_ceil(at_once);
+        let at_once = if self.next.is_some() { at_once.next_multiple_of(SPAN_PANELS) } else { at_once };
+        let (items, reach) = (units.div_ceil(at_once), Reach::kept(Tuning::get().many));
         let work = |item: usize| {
-            let first = item % items * at_once;
-            for unit in first..units.min(first + at_once) {
-                self.block(unit, units, item / items, Reach::kept(Tuning::get().many));
+            let (block, first) = (item / items, item % items * at_once);
+            let group = first..units.min(first + at_once);
+            match self.next {
+                None => group.for_each(|unit| self.block(unit, units, block, reach)),
+                Some(next) => group.clone().step_by(SPAN_PANELS).for_each(|first| {
+                    self.span(first..group.end.min(first + SPAN_PANELS), units, block, reach, next);
+                }),
             }
         };
         worker.share_then(items * blocks, work, at_end);
     }
 
-    /// One unit of `units` times a block.
-    fn block(&self, unit: usize, units: usize, block: usize, reach: Reach) {
+    /// Some units of `all`, the inputs of one span of the next matmul, times a block: activations of that matmul. The values
+    /// stay in the second cache.
+    fn span(&self, units: Range<usize>, all: usize, block: usize, reach: Reach, next: Next) {
+        const WIDTH: usize = SPAN_PANELS * PANEL;
+        const { assert!(SHARED_BLOCK_TILE * WIDTH * size_of::<f32>() <= WIDE_BYTES) };
         let (begin, tokens) = self.tiles.range(block);
+        let width = self.out.width().min(units.end * PANEL) - units.start * PANEL;
+        // SAFETY: this worker's own part of the scratch, of at least so many bytes; a block has at most so many tokens.
+        let values = unsafe { RowsMut::from_raw(self.wide.cast(), tokens, WIDTH, WIDTH) };
+        for unit in units.clone() {
+            self.block_to(
+                unit,
+                all,
+                block,
+                reach,
+                &Target { out: values, row: 0, column: (unit - units.start) * PANEL },
+            );
+        }
+        for token in 0..tokens {
+            // SAFETY: written above; the next matmul's part of the scratch has room, and this span is this item's.
+            unsafe {
+                let x = values.part(token, 0, width);
+                next.tiles.store_span(self.isa, x, begin + token, units.start / SPAN_PANELS, next.to);
+            }
+        }
+    }
+
+    /// One unit of `units` times a block, brought to the outputs.
+    fn block(&self, unit: usize, units: usize, block: usize, reach: Reach) {
+        let to = Target { out: self.out, row: self.tiles.range(block).0, column: unit * PANEL };
+        self.block_to(unit, units, block, reach, &to);
+    }
+
+    /// One unit of `units` times a block.
+    fn block_to(&self, unit: usize, units: usize, block: usize, reach: Reach, to: &Target<'_>) {
+        let (_, tokens) = self.tiles.range(block);
         let (ints, heads) = self.tiles.offsets(block);
         let mut near = MaybeUninit::<Near>::uninit();
         let near = near.as_mut_ptr();
@@ -139,8 +180,7 @@ impl Call<'_> {
             // once would wait for them: they are asked for a few at a time.
             let between = |group: usize| {
                 for token in group * each..if is_last { tokens.min((group + 1) * each) } else { 0 } {
-                    let to = self.out.as_ptr().wrapping_add((begin + token) * self.out.stride() + row);
-                    prefetch_to_write(to, PANEL * size_of::<f32>());
+                    prefetch_to_write(to.at(token), PANEL * size_of::<f32>());
                 }
             };
             // SAFETY: the tile describes weights and activations that exist; tiles are blocks only at levels that have
@@ -155,8 +195,23 @@ impl Call<'_> {
                 unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.bytes, between(0));
             }
         }
-        let products = Products { sums, begin, tokens, row, rows };
-        bring(self.isa, &products, self.then, self.bias, self.out);
+        let bias =
+            self.bias.map(|bias| [row, self.out.width() + row].map(|row| bias.get(row..).unwrap_or(&[])));
+        bring(self.isa, &Products { sums, tokens, rows }, self.then, bias, to);
+    }
+}
+
+/// Where the products of a unit and a block go: rows of outputs from the first token's on, and the first column.
+struct Target<'a> {
+    out: RowsMut<'a>,
+    row: usize,
+    column: usize,
+}
+
+impl Target<'_> {
+    /// The first output of a token.
+    fn at(&self, token: usize) -> *mut f32 {
+        self.out.as_ptr().wrapping_add((self.row + token) * self.out.stride() + self.column)
     }
 }
 
@@ -164,40 +219,37 @@ impl Call<'_> {
 struct Products {
     /// `[tokens][32]` of the unit's panel and of its partner, if it has one.
     sums: [*mut f32; 2],
-    /// First token and number of tokens.
-    begin: usize,
     tokens: usize,
-    /// The panel's first row, and how many rows it has.
-    row: usize,
+    /// How many rows the panels have.
     rows: usize,
 }
 
 at_every_level! {
-    /// Bring the products, to which the bias comes, to the outputs.
+    /// Bring the products, to which the biases of both panels come, to the outputs.
     ///
     /// They have been computed, are no part of the outputs, and nobody else touches these outputs.
     fn bring(
         products: &Products,
         then: Then,
-        bias: Option<&[f32]>,
-        out: RowsMut<'_>,
+        bias: Option<[&[f32]; 2]>,
+        to: &Target<'_>,
     ) = bring_lanes
 }
 
 #[inline(always)]
-unsafe fn bring_lanes<L: Lanes>(products: &Products, then: Then, bias: Option<&[f32]>, out: RowsMut<'_>) {
-    let Products { sums, begin, row, rows, .. } = *products;
-    for token in 0..products.tokens {
+unsafe fn bring_lanes<L: Lanes>(products: &Products, then: Then, bias: Option<[&[f32]; 2]>, to: &Target<'_>) {
+    let Products { sums, tokens, rows } = *products;
+    for token in 0..tokens {
         // SAFETY: what `bring` asks for; the level is the caller's duty.
         unsafe {
             let of = |slot: usize| std::slice::from_raw_parts_mut(sums[slot].add(token * PANEL), rows);
-            if let Some(bias) = bias {
-                add_lanes::<L>(of(0), &bias[row..][..rows]);
+            if let Some([bias, of_partner]) = bias {
+                add_lanes::<L>(of(0), &bias[..rows]);
                 if then == Then::Glu {
-                    add_lanes::<L>(of(1), &bias[out.width() + row..][..rows]);
+                    add_lanes::<L>(of(1), &of_partner[..rows]);
                 }
             }
-            let to = out.part(begin + token, row, rows);
+            let to = to.out.part(to.row + token, to.column, rows);
             match then {
                 Then::Store => copy_lanes::<L>(of(0), to),
                 Then::Add => add_lanes::<L>(to, of(0)),

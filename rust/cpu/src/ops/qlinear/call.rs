@@ -48,8 +48,17 @@ pub(super) struct Call<'a> {
     pub(super) out: RowsMut<'a>,
     pub(super) tiles: Tiles,
     pub(super) activations: *const u8,
-    /// Where this worker makes panels wide, [`super::wide_bytes`].
+    /// Where this worker makes panels wide, [`super::wide_bytes`], or has the values of a span to quantize.
     pub(super) wide: *mut u8,
+    pub(super) next: Option<Next>,
+}
+
+/// Where the activations of the next matmul go instead of the outputs.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    pub(super) tiles: Tiles,
+    /// Where its first tile begins.
+    pub(super) to: *mut u8,
 }
 
 /// Where the panels of some units are read.

@@ -43,8 +43,8 @@ pub(in crate::ops) fn wide_bytes(max_cols: usize) -> Option<usize> {
     Some(max_cols.div_ceil(32).checked_mul(2 * of_group)?.max(call::WIDE_BYTES))
 }
 
-use activations::Tiles;
-use call::Call;
+use activations::{LINE, Tiles};
+use call::{Call, Next};
 
 use crate::isa::Isa;
 use crate::ops::linear::LinearScratch;
@@ -82,6 +82,12 @@ pub struct QLinear<'a> {
     pub then: Then,
     /// `[M, rows]`, or `[M, rows / 2]` for [`Then::Glu`].
     pub out: RowsMut<'a>,
+    /// The weight of the matmul that comes next with the same scratch, if it reads `out` without a norm, and nobody else
+    /// does. Then `out` may be left as it was: of many rows, a [`Then::Glu`] leaves the activations of the next matmul in the
+    /// scratch.
+    pub next: Option<&'a QuantizedMatrix>,
+    /// The weight of the matmul whose [`next`](Self::next) this one is.
+    pub before: Option<&'a QuantizedMatrix>,
 }
 
 /// `out[m, n] = sum over k of weight[n, k] * x[m, k], + bias[n]`, by the arithmetic that the module describes.
@@ -99,7 +105,7 @@ pub fn qlinear(
     out: RowsMut<'_>,
     scratch: &LinearScratch,
 ) {
-    let what = QLinear { x, norm: None, weight, bias, then: Then::Store, out };
+    let what = QLinear { x, norm: None, weight, bias, then: Then::Store, out, next: None, before: None };
     qlinear_fused(worker, isa, &what, scratch, || {});
 }
 
@@ -119,7 +125,7 @@ pub fn qlinear_fused(
     scratch: &LinearScratch,
     at_end: impl FnOnce(),
 ) {
-    let QLinear { x, norm, weight, bias, then, out } = *what;
+    let QLinear { x, norm, weight, bias, then, out, next, before } = *what;
     let halves = if then == Then::Glu { 2 } else { 1 };
     assert!(isa.is_supported(), "the processor does not support this level");
     assert_eq!(x.width(), weight.cols(), "columns of x and weight");
@@ -134,10 +140,32 @@ pub fn qlinear_fused(
     if x.rows() == 0 {
         return;
     }
-    let tiles = Tiles::new(isa, x.rows(), weight.cols(), weight.format());
-    let activations = lay_out(worker, isa, x, norm, tiles, scratch);
+    let tiles_of = |weight: &QuantizedMatrix| Tiles::new(isa, x.rows(), weight.cols(), weight.format());
+    let (tiles, place) = (tiles_of(weight), |behind: Tiles, tiles: Tiles| {
+        let (first, bytes) = scratch.activations();
+        let offset = behind.bytes().next_multiple_of(LINE);
+        assert!(offset + tiles.bytes() <= bytes, "scratch is too small");
+        first.wrapping_add(offset)
+    });
+    let activations = match before {
+        Some(before) if hands_over(tiles_of(before), weight) => {
+            assert!(norm.is_none() && before.rows() == 2 * weight.cols(), "activations are handed over");
+            place(tiles_of(before), tiles)
+        }
+        _ => lay_out(worker, isa, x, norm, tiles, scratch),
+    };
+    let next = next.filter(|next| then == Then::Glu && hands_over(tiles, next)).map(|next| {
+        assert_eq!(next.cols(), out.width(), "columns of out and of the next weight");
+        Next { tiles: tiles_of(next), to: place(tiles, tiles_of(next)) }
+    });
     let wide = scratch.panels(worker.index());
-    Call { isa, weight, bias, then, out, tiles, activations, wide }.run(worker, at_end);
+    Call { isa, weight, bias, then, out, tiles, activations, wide, next }.run(worker, at_end);
+}
+
+/// Whether so many tokens of a matmul with a gated activation leave the activations of the next matmul, by such a weight:
+/// spans of its inputs are whole panels of outputs.
+fn hands_over(tiles: Tiles, next: &QuantizedMatrix) -> bool {
+    tiles.blocks && next.format().is_shared()
 }
 
 /// Ask for the first weights that this worker will read in a call with so many rows of x, so that they are on their way
