@@ -249,16 +249,16 @@ impl<L: IntegerLevel, C: Code> Products for Codes<L, C> {
     }
 }
 
-/// Whether every other row's number is read by the multiplications themselves, of which there are N: that saves an
+/// Whether two of three rows' numbers are read by the multiplications themselves, of which there are N: that saves an
 /// instruction, and takes another read if they are two.
 const fn reads_within(n: usize) -> bool {
     n == 2
 }
 
-/// For every odd row `$r` of `$rows`, let each of its sums become `$product` of it and what it meets of `$with`.
-macro_rules! odd_rows {
+/// For every row `$r` of `$rows` but each third, let each of its sums become `$product` of it and what it meets of `$with`.
+macro_rules! other_rows {
     ($when:expr, $rows:ident, $sums:ident, $with:ident, |$sum:ident, $x:ident| $r:ident => $product:expr) => {
-        odd_rows!($when, $rows, $sums, $with, |$sum, $x| $r => $product, 1 3 5 7 9 11)
+        other_rows!($when, $rows, $sums, $with, |$sum, $x| $r => $product, 1 2 4 5 7 8 10 11)
     };
     ($when:expr, $rows:ident, $sums:ident, $with:ident, |$sum:ident, $x:ident| $r:ident => $product:expr, $($row:literal)*) => {
         $(if $when && $row < $rows {
@@ -297,12 +297,12 @@ pub(super) unsafe fn qk<P: Products, const R: usize, const N: usize>(args: &QkAr
                 }
                 let q = q.add(dword * R * P::WORDS);
                 let within = P::WORDS == 1 && reads_within(N);
-                for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 2 == 0) {
+                for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 3 == 0) {
                     for (sum, k) in sums.iter_mut().zip(k) {
                         *sum = P::add_keys(*sum, k, q.add(r * P::WORDS));
                     }
                 }
-                odd_rows!(within, R, sums, k, |sum, k| r => P::add_keys_at::<{ 4 * r }>(sum, k, q));
+                other_rows!(within, R, sums, k, |sum, k| r => P::add_keys_at::<{ 4 * r }>(sum, k, q));
             }
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -347,12 +347,12 @@ pub(super) unsafe fn pv<P: Products, const R: usize, const N: usize>(args: &PvAr
                     }
                     let p = p.wrapping_add(pair);
                     let within = reads_within(N);
-                    for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 2 == 0) {
+                    for (r, sums) in sums.iter_mut().enumerate().filter(|(r, _)| !within || r % 3 == 0) {
                         for (sum, v) in sums.iter_mut().zip(v) {
                             *sum = P::add_values(*sum, v, p.wrapping_add(r * SCORE_STRIDE));
                         }
                     }
-                    odd_rows!(within, R, sums, v, |sum, v| r => {
+                    other_rows!(within, R, sums, v, |sum, v| r => {
                         P::add_values_at::<{ 4 * SCORE_STRIDE * r }>(sum, v, p)
                     });
                 }

@@ -115,13 +115,8 @@ impl Call<'_> {
         // SAFETY: this worker's own part of the scratch, of at least so many bytes; a block has at most so many tokens.
         let values = unsafe { RowsMut::from_raw(self.wide.cast(), tokens, WIDTH, WIDTH) };
         for unit in units.clone() {
-            self.block_to(
-                unit,
-                all,
-                block,
-                reach,
-                &Target { out: values, row: 0, column: (unit - units.start) * PANEL },
-            );
+            let to = Target { out: values, row: 0, column: (unit - units.start) * PANEL };
+            self.block_to(unit, all, block, reach, &to);
         }
         for token in 0..tokens {
             // SAFETY: written above; the next matmul's part of the scratch has room, and this span is this item's.

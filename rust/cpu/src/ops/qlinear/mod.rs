@@ -10,7 +10,7 @@
 //! a panel at a time, each panel from memory for the first tile of tokens and from the cache for the others. Where VPDPBUSD
 //! is there, many rows are cut into [blocks], each of which meets all panels while it lies in the second cache; of 4-bit
 //! codes in groups of 32, 9 to 24 rows make one. A norm of the input, and a residual or a gated activation of the output,
-//! can ride along: they change no bit either.
+//! can ride along, and the latter can become the activations of the next matmul at once: they change no bit either.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
