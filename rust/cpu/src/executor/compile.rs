@@ -202,9 +202,8 @@ pub(super) fn compile(program: &Program, max_tokens: usize, max_rows: usize) -> 
                 if previous.as_ref().is_some_and(hands_over) {
                     compiler.hand_over();
                 }
-                let count = fused.count;
                 previous = Some(fused);
-                count
+                fused.count
             }
             None => {
                 compiler.op(op).ok_or_else(unresolved)?;

@@ -4,6 +4,8 @@
 //! the tokens wait in the first cache, and so do the integer sums of a longer span between its parts. Where
 //! [`panels`](super::kernel::panels) takes codes apart for every six tokens, and has no register left for what comes next,
 //! here the multiplier has hardly anything to wait for. The order of operations of every output is the same.
+//!
+//! Blocks of groups that share a scale have [their own](super::shared_block).
 
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
