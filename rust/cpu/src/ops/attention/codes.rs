@@ -13,9 +13,9 @@
 
 use std::marker::PhantomData;
 
-use super::cache::{TILE, TileHead};
+use super::cache::TileHead;
 use super::scalar::sum_of;
-use super::simd::{LANES, MAX_TILE_ROWS};
+use super::simd::LANES;
 use crate::isa::Isa;
 
 /// Largest weight of a key in a split, as an integer.
@@ -408,8 +408,10 @@ impl<C: Code> PerLevel for Pack<'_, C> {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use super::super::cache::TILE;
+    use super::super::simd::MAX_TILE_ROWS;
     use super::super::words::{self, Words};
-    use super::{Code, MAX_TILE_ROWS, PackedQueries, TileHead, inverse, scales_of};
+    use super::{Code, PackedQueries, TileHead, inverse, scales_of};
 
     /// Rounded to the nearest whole number, ties to even.
     struct Whole;
@@ -433,7 +435,7 @@ mod x86 {
         k: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
         v: impl ExactSizeIterator<Item = &'a [f32]> + Clone,
     ) {
-        let mut inverses = [[0f32; 2]; super::TILE];
+        let mut inverses = [[0f32; 2]; TILE];
         for (index, ((k, v), inverses)) in k.clone().zip(v.clone()).zip(&mut inverses).enumerate() {
             let scales = scales_of::<i16>(k, v);
             *inverses = scales.map(inverse);

@@ -7,7 +7,6 @@
 //! Everything here treats subnormal numbers as zero, as the instruction does.
 
 use super::cache::TileHead;
-use super::codes::PackedQueries;
 use crate::isa::Isa;
 
 /// `x` with a subnormal number replaced by zero.
@@ -76,7 +75,7 @@ pub(super) unsafe fn store<'a>(
 /// # Safety
 /// The processor must have BF16, and `to` room for the tile.
 #[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn pack_queries(queries: &[&[f32]], factor: f32, to: PackedQueries) {
+pub(super) unsafe fn pack_queries(queries: &[&[f32]], factor: f32, to: super::codes::PackedQueries) {
     // SAFETY: the caller's duty.
     unsafe {
         std::slice::from_raw_parts_mut(to.starts, queries.len()).fill(0);

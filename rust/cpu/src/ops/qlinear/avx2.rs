@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use super::kernel::{Level, for_format, panels};
 use super::packed::PANEL;
-use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT, shared_panels};
+use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT};
+use super::shared_kernel::shared_panels;
 use super::tile::Tile;
 use super::tuning::Reach;
 use crate::quant::GROUPS_PER_SCALE;

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use super::Then;
 use super::activations::{BLOCK_TILE, SHARED_BLOCK_TILE};
+#[cfg(target_arch = "x86_64")]
+use super::avx512::block_of_tokens;
 use super::call::{Call, ITEM_BYTES, ITEMS_PER_WORKER, Next, WIDE_BYTES};
 use super::packed::PANEL;
 use super::shared;
@@ -180,20 +182,18 @@ impl Call<'_> {
             };
             // SAFETY: the tile describes weights and activations that exist; tiles are blocks only at levels that have
             // this kernel.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                super::avx512::block_of_tokens(tokens, &tile, ahead, waiting, between);
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            {
-                ahead.ask_for(weights, 0);
-                unreachable!("{tile:p} {:p}: no tile is a block here {:?}", waiting.bytes, between(0));
-            }
+            unsafe { block_of_tokens(tokens, &tile, ahead, waiting, between) };
         }
         let bias =
             self.bias.map(|bias| [row, self.out.width() + row].map(|row| bias.get(row..).unwrap_or(&[])));
         bring(self.isa, &Products { sums, tokens, rows }, self.then, bias, to);
     }
+}
+
+/// In place of the kernel where no level has it.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn block_of_tokens(tokens: usize, _: &Tile, _: Ahead, _: Waiting, _: impl FnMut(usize)) {
+    unreachable!("no {tokens} tokens are a block here");
 }
 
 /// Where the products of a unit and a block go: rows of outputs from the first token's on, and the first column.

@@ -114,7 +114,10 @@ fn streams(isa: Isa, tokens: usize) -> usize {
         // rounds).
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::avx2::streams(tokens).min(Tuning::get().streams / 2).max(1),
-        _ => 1,
+        _ => {
+            let _ = tokens;
+            1
+        }
     }
 }
 
@@ -400,7 +403,10 @@ unsafe fn kernel(isa: Isa, streams: usize, tokens: usize, tile: &Tile) {
             Isa::Avx512 => super::avx512::words(streams, tokens, tile),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2::words(streams, tokens, tile),
-            _ => super::tile::scalar(tokens, tile, &tile.panels[0]),
+            _ => {
+                debug_assert!(streams == 1, "{streams} panels together");
+                super::tile::scalar(tokens, tile, &tile.panels[0]);
+            }
         }
     }
 }

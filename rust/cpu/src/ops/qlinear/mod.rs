@@ -28,6 +28,8 @@ mod quantizer;
 mod shared;
 #[cfg(target_arch = "x86_64")]
 mod shared_block;
+#[cfg(target_arch = "x86_64")]
+mod shared_kernel;
 mod tile;
 mod tuning;
 mod wide;
