@@ -10,6 +10,7 @@
 
 use super::quantizer::{Place, quantize};
 use super::shared;
+use super::tile::Cut;
 use crate::isa::Isa;
 use crate::quant::{ACTIVATION_SPAN, GROUPS_PER_SCALE, QuantFormat};
 
@@ -53,10 +54,7 @@ fn takes_blocks(isa: Isa, tokens: usize) -> bool {
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     pub(super) tokens: usize,
-    pub(super) count: usize,
-    /// Tokens of the last tiles; the first `longer` have one more.
-    size: usize,
-    longer: usize,
+    cut: Cut,
     span: usize,
     spans: usize,
     lines: usize,
@@ -78,25 +76,28 @@ impl Tiles {
             _ if tokens <= 2 * MAX_TILE => MAX_TILE,
             _ => MANY_TILE,
         };
-        let count = tokens.div_ceil(most);
-        let (size, longer, span) = (tokens / count, tokens % count, format.span());
+        let (cut, span) = (Cut::new(tokens, most), format.span());
         let (zero, head_bytes) = match (format.is_shared(), format.symmetric) {
             (true, _) => (shared::ZERO, SHARED_HEAD_BYTES),
             (false, true) => (i32::from(format.middle()), HEAD_BYTES),
             (false, false) => (1, HEAD_BYTES),
         };
         let (spans, lines, blocks) = (cols.div_ceil(span), cols.div_ceil(LINE), takes_blocks(isa, tokens));
-        Self { tokens, count, size, longer, span, spans, lines, head_bytes, zero, blocks }
+        Self { tokens, cut, span, spans, lines, head_bytes, zero, blocks }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.cut.tiles
     }
 
     /// Whether one large tile takes all tokens.
     pub(super) fn is_large(&self) -> bool {
-        self.count == 1 && self.tokens > MAX_TILE && !self.blocks
+        self.count() == 1 && self.tokens > MAX_TILE && !self.blocks
     }
 
     /// First token and number of tokens of a tile.
     pub(super) fn range(&self, tile: usize) -> (usize, usize) {
-        (tile * self.size + tile.min(self.longer), self.size + usize::from(tile < self.longer))
+        (self.cut.begin(tile), self.cut.tokens(tile))
     }
 
     /// Bytes of all tokens.
@@ -137,11 +138,7 @@ impl Tiles {
     /// Where a token goes.
     fn place(&self, isa: Isa, token: usize, to: *mut u8) -> Place {
         debug_assert!(token < self.tokens);
-        let in_longer = self.longer * (self.size + 1);
-        let tile = match token {
-            _ if token < in_longer => token / (self.size + 1),
-            _ => self.longer + (token - in_longer) / self.size,
-        };
+        let tile = self.cut.tile_of(token);
         let (begin, tokens) = self.range(tile);
         let (ints, heads) = self.offsets(tile);
         Place {

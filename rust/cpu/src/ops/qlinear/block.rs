@@ -14,7 +14,7 @@ use super::blocks::{Ahead, Waiting};
 use super::kernel::Level;
 use super::packed::{PANEL, STEP_BYTES, block_header_bytes, groups_per_block};
 use super::shared::{CODE_BYTES, HEADER_BYTES};
-use super::tile::Tile;
+use super::tile::{Cut, Tile};
 use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
 
 /// Most tokens that pass together, with their sums in registers beside the codes; all that pass are cut into nearly equal
@@ -164,8 +164,7 @@ pub(super) unsafe fn large_shared<L: Level>(
     waiting: Waiting,
     mut between: impl FnMut(usize),
 ) {
-    let (ints, heads) = (tile.ints, tile.heads);
-    let mut at = Tokens { ints, heads, head_bytes: SHARED_HEAD_BYTES, start: SUM, waiting };
+    let (mut ints, mut heads) = (tile.ints, tile.heads);
     let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
     debug_assert!(PANEL == 2 * L::WIDTH && tokens <= BLOCK_TILE && !L::NARROW && L::OFFSET == 0);
     // SAFETY: as in `block`.
@@ -182,8 +181,9 @@ pub(super) unsafe fn large_shared<L: Level>(
                 ahead.ask_for(codes, CODE_BYTES);
                 let multiples = Some(headers.map(|(_, multiples)| multiples[group]));
                 let part = Part::<L> { codes: take_apart::<L, 4>(codes), scales, zeros: None, multiples };
-                let ints = at.ints.wrapping_add(group / 2 * (tokens * LINE) + group % 2 * PART);
-                let at = Tokens { ints, start: HEAD_BYTES + 4 * group, ..at };
+                let ints = ints.wrapping_add(group / 2 * (tokens * LINE) + group % 2 * PART);
+                let start = HEAD_BYTES + 4 * group;
+                let at = Tokens { ints, heads, head_bytes: SHARED_HEAD_BYTES, start, waiting };
                 match (group == 0, group + 1 == here) {
                     (true, true) => pass_all::<L, 4, true, true>(tokens, &part, at),
                     (true, false) => pass_all::<L, 4, true, false>(tokens, &part, at),
@@ -191,8 +191,8 @@ pub(super) unsafe fn large_shared<L: Level>(
                     (false, true) => pass_all::<L, 4, false, true>(tokens, &part, at),
                 }
             }
-            at.ints = at.ints.wrapping_add(2 * tokens * LINE);
-            at.heads = at.heads.wrapping_add(tokens * SHARED_HEAD_BYTES);
+            ints = ints.wrapping_add(2 * tokens * LINE);
+            heads = heads.wrapping_add(tokens * SHARED_HEAD_BYTES);
             block = block.add(HEADER_BYTES + here * CODE_BYTES);
             left -= here;
         }
@@ -244,11 +244,9 @@ unsafe fn pass_all<L: Level, const BITS: usize, const FIRST: bool, const LAST: b
     part: &Part<L>,
     at: Tokens,
 ) {
-    let tiles = tokens.div_ceil(TOGETHER);
-    let (size, longer) = (tokens / tiles, tokens % tiles);
-    let mut first = 0;
-    for tile in 0..tiles {
-        let now = size + usize::from(tile < longer);
+    let (cut, mut first) = (Cut::new(tokens, TOGETHER), 0);
+    for tile in 0..cut.tiles {
+        let now = cut.tokens(tile);
         // SAFETY: the caller's duty.
         unsafe {
             match now {

@@ -90,7 +90,7 @@ impl Call<'_> {
     /// another comes from memory or the last cache, which takes a tenth of the time that it is multiplied for.
     pub(super) fn block_by_block(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
-        let (units, blocks) = (self.weight.panels() / panels_per_unit, self.tiles.count);
+        let (units, blocks) = (self.weight.panels() / panels_per_unit, self.tiles.count());
         let at_once = (units * blocks / (BLOCK_ITEMS_PER_WORKER * worker.count())).clamp(1, units);
         let at_once = if self.next.is_some() { at_once.next_multiple_of(SPAN_PANELS) } else { at_once };
         let (items, reach) = (units.div_ceil(at_once), Reach::kept(Tuning::get().many));
@@ -220,7 +220,8 @@ struct Products {
 }
 
 at_every_level! {
-    /// Bring the products, to which the biases of both panels come, to the outputs.
+    /// Bring the products, to which the biases of both panels come, to the outputs. An option for each of the two biases
+    /// made matmuls without any 1 to 3 % slower.
     ///
     /// They have been computed, are no part of the outputs, and nobody else touches these outputs.
     fn bring(

@@ -152,7 +152,7 @@ pub(super) fn prefetch_start(
 
 impl Call<'_> {
     pub(super) fn run(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
-        if self.tiles.tokens <= FEW && self.tiles.count == 1 {
+        if self.tiles.tokens <= FEW && self.tiles.count() == 1 {
             self.stream(worker, at_end);
         } else if self.tiles.is_large() {
             self.one_block(worker, at_end);
@@ -198,17 +198,17 @@ impl Call<'_> {
     fn tile_by_tile(&self, worker: &Worker<'_>, at_end: impl FnOnce()) {
         let panels_per_unit = if self.then == Then::Glu { 2 } else { 1 };
         let (units, wanted) = (self.weight.panels() / panels_per_unit, ITEMS_PER_WORKER * worker.count());
-        let whole = ITEM_BYTES.div_ceil(panels_per_unit * self.weight.panel_bytes() * self.tiles.count);
+        let whole = ITEM_BYTES.div_ceil(panels_per_unit * self.weight.panel_bytes() * self.tiles.count());
         let group = if worker.count() == 1 { 1 } else { whole.min(units / wanted).max(1) };
         let groups = units.div_ceil(group);
-        let rounds = self.tiles.bytes().div_ceil(ACTIVATION_BYTES).clamp(1, self.tiles.count);
+        let rounds = self.tiles.bytes().div_ceil(ACTIVATION_BYTES).clamp(1, self.tiles.count());
         let wanted = if self.tiles.tokens < MANY { wanted } else { MANY_ITEMS_PER_WORKER * worker.count() };
-        let most = self.tiles.count / rounds;
+        let most = self.tiles.count() / rounds;
         let parts = if worker.count() == 1 { 1 } else { wanted.div_ceil(groups * rounds).clamp(1, most) };
         let work = |item: usize| {
             let (round, item) = (item / (groups * parts), item % (groups * parts));
             let (first, part) = (item / parts * group, round * parts + item % parts);
-            let cut = |part: usize| self.tiles.count * part / (rounds * parts);
+            let cut = |part: usize| self.tiles.count() * part / (rounds * parts);
             let tiles = cut(part)..cut(part + 1);
             for unit in first..units.min(first + group) {
                 for tile in tiles.clone() {
@@ -254,7 +254,7 @@ impl Call<'_> {
                     widen(self.isa, format, groups, self.weight.panel(panel), to, ahead);
                 }
             }
-            for tile in self.tiles.count * part / parts..self.tiles.count * (part + 1) / parts {
+            for tile in self.tiles.count() * part / parts..self.tiles.count() * (part + 1) / parts {
                 for (slot, unit) in group.clone().enumerate() {
                     let from = self.wide.wrapping_add(slot * panels_per_unit * panel_bytes);
                     self.units(&[unit], units, tile, &Source::Wide { from, panel_bytes });

@@ -15,7 +15,7 @@ use super::blocks::{Ahead, Waiting};
 use super::kernel::Level;
 use super::packed::{PANEL, STEP_BYTES};
 use super::shared::{CODE_BYTES, GROUP, HEADER_BYTES, STEPS, ZERO};
-use super::tile::Tile;
+use super::tile::{Cut, Tile};
 use crate::ops::broadcast::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
 
@@ -35,24 +35,6 @@ struct Span {
     codes: *const u8,
     groups: usize,
     scales: [__m512; 2],
-}
-
-/// How the tokens of a block are cut into tiles of nearly equal size.
-struct Cut {
-    tiles: usize,
-    /// Tokens of the last tiles; the first `longer` have one more.
-    size: usize,
-    longer: usize,
-    /// Bytes that each tile asks for.
-    asked: usize,
-}
-
-impl Cut {
-    fn new(tokens: usize) -> Self {
-        let tiles = tokens.div_ceil(TOGETHER);
-        let asked = (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(tiles).next_multiple_of(LINE);
-        Self { tiles, size: tokens / tiles, longer: tokens % tiles, asked }
-    }
 }
 
 /// Where the tokens of a block have their integers and heads of a span, and their sums.
@@ -94,7 +76,8 @@ pub(super) unsafe fn shared_block(
 ) {
     debug_assert!((LARGE_TILE + 1..=SHARED_BLOCK_TILE).contains(&tokens), "{tokens} tokens in a block");
     let Waiting { sums, bytes, .. } = waiting;
-    let (line_stride, cut) = (tokens * LINE, Cut::new(tokens));
+    let (line_stride, cut) = (tokens * LINE, Cut::new(tokens, TOGETHER));
+    let asked = (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(cut.tiles).next_multiple_of(LINE);
     let mut at = Tokens { ints: tile.ints, line_stride, heads: tile.heads, sums };
     let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
     // SAFETY: blocks of the panel and the tile's activations one after another, promised by the caller, who has the
@@ -113,7 +96,7 @@ pub(super) unsafe fn shared_block(
             let packed_bytes = HEADER_BYTES + here * CODE_BYTES;
             let scales = headers.map(|(scale, _)| scale);
             let span = Span { packed: block, packed_bytes, codes: bytes, groups: here, scales };
-            pass_all(&cut, &span, ahead, at);
+            pass_all(&cut, &span, ahead, asked, at);
             at.ints = at.ints.wrapping_add(2 * line_stride);
             at.heads = at.heads.wrapping_add(tokens * SHARED_HEAD_BYTES);
             block = block.add(packed_bytes);
@@ -151,17 +134,17 @@ unsafe fn take_apart(codes: *const u8, multiples: [__m512i; 2], to: *mut u8) {
     }
 }
 
-/// Let all tokens pass a span. What is read after it is asked for a little with every tile, as the memory does not take
-/// more at once.
+/// Let all tokens pass a span. What is read after it is asked for a little with every tile, `asked` bytes, as the memory
+/// does not take more at once.
 ///
 /// # Safety
 /// As [`shared_block`]; the span is in the panel, and `at` the first token's.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn pass_all(cut: &Cut, span: &Span, ahead: Ahead, mut at: Tokens) {
+unsafe fn pass_all(cut: &Cut, span: &Span, ahead: Ahead, asked: usize, mut at: Tokens) {
     for tile in 0..cut.tiles {
-        let now = cut.size + usize::from(tile < cut.longer);
-        let first = span.packed_bytes.min(tile * cut.asked);
-        ahead.ask_for(span.packed.wrapping_add(first), cut.asked.min(span.packed_bytes - first));
+        let now = cut.tokens(tile);
+        let first = span.packed_bytes.min(tile * asked);
+        ahead.ask_for(span.packed.wrapping_add(first), asked.min(span.packed_bytes - first));
         // SAFETY: the caller's duty.
         unsafe {
             match now {

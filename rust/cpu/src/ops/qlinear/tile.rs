@@ -9,6 +9,45 @@ use crate::quant::QuantFormat;
 /// Most panels that advance together.
 pub(super) const MAX_STREAMS: usize = 4;
 
+/// How tokens are cut into tiles of nearly equal size.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    pub(super) tiles: usize,
+    /// Tokens of the last tiles; the first `longer` have one more.
+    size: usize,
+    longer: usize,
+}
+
+impl Cut {
+    /// As few tiles as there can be of at most `most` of so many tokens.
+    #[inline(always)]
+    pub(super) fn new(tokens: usize, most: usize) -> Self {
+        let tiles = tokens.div_ceil(most);
+        Self { tiles, size: tokens / tiles, longer: tokens % tiles }
+    }
+
+    /// Tokens of a tile.
+    #[inline(always)]
+    pub(super) fn tokens(&self, tile: usize) -> usize {
+        self.size + usize::from(tile < self.longer)
+    }
+
+    /// First token of a tile.
+    #[inline(always)]
+    pub(super) fn begin(&self, tile: usize) -> usize {
+        tile * self.size + tile.min(self.longer)
+    }
+
+    /// The tile of a token.
+    pub(super) fn tile_of(&self, token: usize) -> usize {
+        let in_longer = self.longer * (self.size + 1);
+        match token {
+            _ if token < in_longer => token / (self.size + 1),
+            _ => self.longer + (token - in_longer) / self.size,
+        }
+    }
+}
+
 /// Some panels times the activations of some tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
