@@ -12,7 +12,7 @@ use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
 const CHUNK_STEPS: usize = 4;
 /// Most tokens that ask for codes of 4 bits ahead step by step, since memory is what they wait for. More ask for those of
 /// a span at once, to keep the steps short. Of 8 bits a span has twice the lines, too many to ask for at once.
-const STEP_BY_STEP: usize = 4;
+pub(super) const STEP_BY_STEP: usize = 4;
 
 /// An instruction level: vectors of `WIDTH` dwords, a lane being one row of the panel.
 ///

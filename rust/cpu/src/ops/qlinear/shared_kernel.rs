@@ -5,15 +5,12 @@
 use std::mem::MaybeUninit;
 
 use super::activations::{HEAD_BYTES, LINE, SHARED_HEAD_BYTES};
-use super::kernel::{Level, store};
+use super::kernel::{Level, STEP_BY_STEP, store};
 use super::packed::{PANEL, STEP_BYTES};
 use super::shared::{CODE_BYTES, GROUP, HEADER_BYTES, STEPS};
 use super::tile::Tile;
 use super::wide::{WIDE_SCALE_BYTES, wide_header_bytes};
 use crate::quant::{GROUPS_PER_SCALE, QuantFormat};
-
-/// Most tokens that ask for codes ahead step by step, as in [`panels`](super::kernel::panels).
-const STEP_BY_STEP: usize = 4;
 
 /// `T` tokens times `R` vectors of rows, from vector `first` on, of the tile's first `S` panels, which are wide if `WIDE`
 /// (see [`super::wide`]).
