@@ -7,9 +7,10 @@ use super::block::{block, large_shared};
 use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
 use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT};
-use super::shared_block::shared_block;
+use super::shared_block::{shared_block, shared_large};
 use super::shared_kernel::shared_panels;
 use super::tile::Tile;
+use super::tuning::Tuning;
 use crate::ops::broadcast::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
 
@@ -320,7 +321,7 @@ unsafe fn block_of_format<const BITS: usize, const SPAN: usize, const SYM: bool>
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn large_tile_of_shared(
+pub(super) unsafe fn large_tile_of_shared(
     tokens: usize,
     tile: &Tile,
     ahead: Ahead,
@@ -346,6 +347,9 @@ pub(super) unsafe fn block_of_tokens(
     unsafe {
         if tile.format.is_shared() && tokens > LARGE_TILE {
             return shared_block(tokens, tile, ahead, waiting, between);
+        }
+        if tile.format.is_shared() && Tuning::get().apart_beside {
+            return shared_large(tokens, tile, ahead, waiting, between);
         }
         if tile.format.is_shared() {
             return large_tile_of_shared(tokens, tile, ahead, waiting, between);

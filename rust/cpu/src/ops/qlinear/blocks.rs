@@ -25,7 +25,7 @@ const SPAN_PANELS: usize = GROUPS_PER_SCALE * shared::GROUP / PANEL;
 const BLOCK_ITEMS_PER_WORKER: usize = 64;
 
 /// Bytes of the longest span of a panel, with a byte for a code.
-const SPAN_BYTES: usize = GROUPS_PER_SCALE * shared::GROUP * PANEL;
+pub(super) const SPAN_BYTES: usize = GROUPS_PER_SCALE * shared::GROUP * PANEL;
 
 /// What belongs to one panel and all tokens of a block.
 type OfPanel<T, const TOKENS: usize> = [[T; PANEL]; TOKENS];
@@ -37,7 +37,7 @@ pub(super) struct Waiting {
     pub(super) sums: *mut f32,
     /// `[BLOCK_TILE][32]`, for spans of more than one part.
     pub(super) ints: *mut i32,
-    /// `[SPAN_BYTES]`, for codes that are made bytes.
+    /// `[2][SPAN_BYTES]`, for codes that are made bytes.
     pub(super) bytes: *mut u8,
 }
 
@@ -47,7 +47,7 @@ struct Near {
     /// Of the panels of a unit.
     sums: [OfPanel<f32, SHARED_BLOCK_TILE>; 2],
     ints: OfPanel<i32, BLOCK_TILE>,
-    bytes: [u8; SPAN_BYTES],
+    bytes: [u8; 2 * SPAN_BYTES],
 }
 
 /// How the weights of a panel are asked for, and those that are read after it.
@@ -60,6 +60,10 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Nothing is asked for.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(super) const NONE: Self = Self { reach: Reach::NONE, end: std::ptr::null(), next: std::ptr::null() };
+
     /// Ask for so many bytes that are read [`Reach::ahead`] after those at `from`: of the panel, or of what is read after it.
     #[inline(always)]
     pub(super) fn ask_for(self, from: *const u8, bytes: usize) {

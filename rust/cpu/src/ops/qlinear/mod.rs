@@ -27,6 +27,8 @@ mod packed;
 mod quantizer;
 mod shared;
 #[cfg(target_arch = "x86_64")]
+mod shared_apart;
+#[cfg(target_arch = "x86_64")]
 mod shared_block;
 #[cfg(target_arch = "x86_64")]
 mod shared_kernel;
