@@ -100,16 +100,15 @@ impl Tuning {
     /// ahead, and for the first shortly before the reads, makes steps on an Emerald Rapids faster than asking for the first
     /// alone, of one row by 4 to 11 % (with AVX2 by 14 %), of 4 rows by 6 to 13 %, of 8 by 3 to 7 %, of 16 by up to 2 %.
     /// A whole panel ahead is too far for the first cache: a step of 16 rows with 8-bit matrices is 4 % shorter without.
-    /// Zen 4 reads a single stream best, and several at half the speed. Zen 5 is alike with one or two (of 4-bit codes two
-    /// are up to 15 % faster where one core's own speed is what binds, since they share the broadcasts of x), and 5 to 10 %
-    /// slower with four.
+    /// Zen 4 and 5 read a single stream best; on Zen 4 several take twice as long.
     ///
     /// Weights that were read push each other out of the second cache into the third. On Zen 5 a step is 2 to 3 % shorter
-    /// when they are asked for as data that is read once, 3 KiB ahead (2 KiB are too few where memory is fast, and what lies
-    /// behind the end of a worker's share is asked for in vain). With AVX2 it is 3 % longer. A large tile of 9 to 16 rows
-    /// takes up to 10 % longer with 4 KiB than with 8, and up to 7 % longer with weights kept. Where the next codes are taken
-    /// apart beside the multiplications, its matmuls take 0.90 to 0.92 of the time, and a step of 16 rows 0.95. Other processors
-    /// were not measured.
+    /// when they are asked for as data that is read once. Where memory is fast, what is asked for must be far ahead: 6 KiB, and
+    /// one stream instead of two, make 4 rows 3 to 7 % faster than 3 KiB, 2 rows 2 % and one row 0 to 2 % (what lies behind the
+    /// end of a worker's share is asked for in vain). With AVX2 a step is 3 % longer with data that is read once. A large tile of
+    /// 9 to 16 rows takes up to 10 % longer with 4 KiB than with 8, and up to 7 % longer with weights kept. Where the next codes
+    /// are taken apart beside the multiplications, its matmuls take 0.90 to 0.92 of the time, and a step of 16 rows 0.95. Other
+    /// processors were not measured.
     fn of(processor: Processor) -> Self {
         let kept = Reach::kept(4096);
         let zen = Self {
@@ -124,8 +123,8 @@ impl Tuning {
         };
         match (processor.vendor, processor.family) {
             (Vendor::Amd, 26..) => {
-                let (few, large) = (Some(Reach::once(3072)), Reach::once(8192));
-                Self { streams: 2, few, large, apart_beside: true, ..zen }
+                let (few, large) = (Some(Reach::once(6144)), Reach::once(8192));
+                Self { few, large, apart_beside: true, ..zen }
             }
             (Vendor::Amd, _) => zen,
             _ => Self {
@@ -149,7 +148,8 @@ mod tests {
     #[test]
     fn vendors_and_families_are_told_apart() {
         let zen4 = Processor { vendor: Vendor::Amd, family: 25 };
-        assert_eq!(Tuning::of(Processor { family: 26, ..zen4 }).streams, 2, "Zen 5");
+        assert!(Tuning::of(Processor { family: 26, ..zen4 }).apart_beside, "Zen 5");
+        assert!(!Tuning::of(zen4).apart_beside, "Zen 4");
         assert_eq!(Tuning::of(zen4).streams, 1, "Zen 4");
         let ice_lake = Processor { vendor: Vendor::Intel, family: 6 };
         assert_eq!(Tuning::of(ice_lake).streams, 4, "Ice Lake");
