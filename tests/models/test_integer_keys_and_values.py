@@ -60,7 +60,7 @@ def test_they_cost_little_on_a_trained_model():
     texts: list[list[int]] = []
     logprobs = []
     for dtype in ("float32", "int16", "int8"):
-        # With matrices of bfloat16 a level that has instructions for them rounds activations, and a last bit decides how.
+        # Instructions for bfloat16 would round the activations of bfloat16 matrices, and a last bit decides how.
         with LLM(dtype="float32", kv_cache_dtype=dtype, max_model_len=256, num_threads=2) as llm:
             if not texts:
                 outputs = llm.generate(["Question: "] * len(sampled), sampled, use_tqdm=False)
