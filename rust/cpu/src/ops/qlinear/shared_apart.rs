@@ -27,8 +27,8 @@ pub(super) fn factors_of(multiples: [__m512i; 2]) -> Factors {
     })
 }
 
-/// Bring the codes of a group times their multiples, whose zero is [`ZERO`], to `to`, a byte each. To
-/// multiply codes is more work than to multiply sums, but once for all tokens.
+/// Bring the codes of a group times their multiples, whose zero is [`ZERO`], to `to`, a byte each. To multiply codes is more
+/// work than to multiply sums, but once for all tokens.
 ///
 /// # Safety
 /// The codes are there, and as much room as they take; the processor has AVX-512 F and BW.
@@ -106,7 +106,7 @@ impl Coming {
         self.halves_left == 0
     }
 
-    /// Eighth `INDEX` of four.
+    /// One of the four eighths of a group that are next.
     ///
     /// # Safety
     /// There is one, and the processor has AVX-512 F and BW.
@@ -115,6 +115,25 @@ impl Coming {
     pub(super) unsafe fn eighth<const INDEX: usize>(&self) {
         // SAFETY: the caller's duty.
         unsafe { take_line_apart(self.codes, INDEX / 2, INDEX % 2, &*self.factors, self.to) }
+    }
+
+    /// All that is left, with nothing beside it.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn finish(&mut self) {
+        while !self.is_done() {
+            // SAFETY: there is a half; the level is the caller's duty.
+            unsafe {
+                self.eighth::<0>();
+                self.eighth::<1>();
+                self.eighth::<2>();
+                self.eighth::<3>();
+            }
+            self.advance();
+        }
     }
 
     /// Go to the next half of a group.
