@@ -117,25 +117,6 @@ impl Coming {
         unsafe { take_line_apart(self.codes, INDEX / 2, INDEX % 2, &*self.factors, self.to) }
     }
 
-    /// All that is left, with nothing beside it.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 F and BW.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn finish(&mut self) {
-        while !self.is_done() {
-            // SAFETY: there is a half; the level is the caller's duty.
-            unsafe {
-                self.eighth::<0>();
-                self.eighth::<1>();
-                self.eighth::<2>();
-                self.eighth::<3>();
-            }
-            self.advance();
-        }
-    }
-
     /// Go to the next half of a group.
     #[inline(always)]
     pub(super) fn advance(&mut self) {

@@ -81,7 +81,7 @@ pub(super) unsafe fn shared_block(
     debug_assert!((LARGE_TILE + 1..=SHARED_BLOCK_TILE).contains(&tokens), "{tokens} tokens in a block");
     let Waiting { sums, bytes, .. } = waiting;
     let (line_stride, cut) = (tokens * LINE, Cut::new(tokens, TOGETHER));
-    let asked = asked_with_each(&cut);
+    let asked = (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(cut.tiles).next_multiple_of(LINE);
     let mut at = Tokens { ints: tile.ints, line_stride, heads: tile.heads, sums };
     let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
     // SAFETY: blocks of the panel and the tile's activations one after another, promised by the caller, who has the
@@ -124,7 +124,7 @@ pub(super) unsafe fn shared_large(
     debug_assert!((MAX_TILE + 1..=LARGE_TILE).contains(&tokens), "{tokens} tokens in a large tile");
     let Waiting { sums, bytes, .. } = waiting;
     let (line_stride, cut) = (tokens * LINE, Cut::new(tokens, TOGETHER_BESIDE));
-    let asked = asked_with_each(&cut);
+    let asked = (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(cut.tiles).next_multiple_of(LINE);
     let mut at = Tokens { ints: tile.ints, line_stride, heads: tile.heads, sums };
     let (mut block, mut left) = (tile.panels[0].weights, tile.groups);
     let mut factors = [[(_mm512_setzero_si512(), _mm512_setzero_si512()); 2]; GROUPS_PER_SCALE];
@@ -132,7 +132,13 @@ pub(super) unsafe fn shared_large(
     unsafe {
         sums.write_bytes(0, tokens * PANEL);
         let (mut scales, mut coming) = Coming::new(block, left, bytes, &mut factors);
-        coming.finish();
+        while !coming.is_done() {
+            coming.eighth::<0>();
+            coming.eighth::<1>();
+            coming.eighth::<2>();
+            coming.eighth::<3>();
+            coming.advance();
+        }
         let mut turn = 0;
         while left > 0 {
             let here = left.min(GROUPS_PER_SCALE);
@@ -152,11 +158,6 @@ pub(super) unsafe fn shared_large(
             at.heads = at.heads.wrapping_add(tokens * SHARED_HEAD_BYTES);
         }
     }
-}
-
-/// Bytes of weights that are asked for with each tile of tokens: together those of a whole span.
-fn asked_with_each(cut: &Cut) -> usize {
-    (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(cut.tiles).next_multiple_of(LINE)
 }
 
 /// Let all tokens pass a span, and if `BESIDE` take apart `coming` meanwhile, which has at most as many groups. What is read
