@@ -7,7 +7,7 @@ use super::block::{block, large_shared};
 use super::blocks::{Ahead, Waiting};
 use super::kernel::{Level, for_format, panels};
 use super::shared::{EXPONENT, MULTIPLE_BITS, SCALE_BITS, SCALE_SHIFT};
-use super::shared_block::{shared_block, shared_large};
+use super::shared_block::{shared_beside, shared_block};
 use super::shared_kernel::shared_panels;
 use super::tile::Tile;
 use super::tuning::Tuning;
@@ -345,11 +345,11 @@ pub(super) unsafe fn block_of_tokens(
 ) {
     // SAFETY: the caller's duty.
     unsafe {
+        if tile.format.is_shared() && Tuning::get().apart_beside {
+            return shared_beside(tokens, tile, ahead, waiting, between);
+        }
         if tile.format.is_shared() && tokens > LARGE_TILE {
             return shared_block(tokens, tile, ahead, waiting, between);
-        }
-        if tile.format.is_shared() && Tuning::get().apart_beside {
-            return shared_large(tokens, tile, ahead, waiting, between);
         }
         if tile.format.is_shared() {
             return large_tile_of_shared(tokens, tile, ahead, waiting, between);

@@ -5,8 +5,8 @@
 //! long; of half as many columns, the [other kernel](super::block) is as fast. The order of operations of every output is
 //! the same.
 //!
-//! Few tokens do not hide that codes are taken apart. For them there are registers enough to do it beside the
-//! multiplications: those of a span while the tokens pass the one before it.
+//! With fewer tokens at a time there are registers enough to take codes apart beside the multiplications: those of a span
+//! while the tokens pass the one before it. Few tokens gain most, since they do not hide that codes are taken apart.
 
 #![allow(clippy::needless_range_loop, reason = "indices tie several arrays of registers together")]
 
@@ -109,19 +109,19 @@ pub(super) unsafe fn shared_block(
     }
 }
 
-/// [`shared_block`] of few tokens, more than 8 and at most [`LARGE_TILE`].
+/// [`shared_block`] of more than 8 tokens, with the next codes taken apart beside the multiplications.
 ///
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) unsafe fn shared_large(
+pub(super) unsafe fn shared_beside(
     tokens: usize,
     tile: &Tile,
     ahead: Ahead,
     waiting: Waiting,
     mut between: impl FnMut(usize),
 ) {
-    debug_assert!((MAX_TILE + 1..=LARGE_TILE).contains(&tokens), "{tokens} tokens in a large tile");
+    debug_assert!((MAX_TILE + 1..=SHARED_BLOCK_TILE).contains(&tokens), "{tokens} tokens in a block");
     let Waiting { sums, bytes, .. } = waiting;
     let (line_stride, cut) = (tokens * LINE, Cut::new(tokens, TOGETHER_BESIDE));
     let asked = (HEADER_BYTES + GROUPS_PER_SCALE * CODE_BYTES).div_ceil(cut.tiles).next_multiple_of(LINE);
@@ -296,14 +296,16 @@ mod tests {
         QuantizedMatrix::from_canonical(PANEL, cols, format, &codes, &scales, Some(&multiples)).unwrap()
     }
 
-    /// A processor takes one of the two kernels of large tiles: here both run, on whole spans and parts of one.
+    /// A processor takes one of two kernels for so many tokens: here both run, on whole spans and parts of one.
     #[test]
-    fn kernels_of_large_tiles_have_the_bits_of_the_scalar_one() {
+    fn both_kernels_have_the_bits_of_the_scalar_one() {
         let isa = Isa::Avx512Vnni;
         if !isa.is_supported() {
             return;
         }
-        for (cols, tokens) in [(32, 9), (96, 16), (128, 11), (160, 24), (224, 10), (640, 17), (256, 12)] {
+        let few = [(32, 9), (96, 16), (128, 11), (160, 24), (224, 10), (640, 17), (256, 12)];
+        let many = [(32, 25), (160, 96), (384, 41)];
+        for (cols, tokens) in few.into_iter().chain(many) {
             let matrix = matrix(cols);
             let tiles = Tiles::new(isa, tokens, cols, QuantFormat::SHARED);
             let mut activations = vec![0u8; tiles.bytes()];
@@ -341,13 +343,11 @@ mod tests {
                 let mut seen = Vec::new();
                 // SAFETY: as above, with room for what waits; the level is supported.
                 unsafe {
-                    match beside {
-                        true => shared_large(tokens, &tile, Ahead::NONE, waiting, |group| seen.push(group)),
-                        false => {
-                            large_tile_of_shared(tokens, &tile, Ahead::NONE, waiting, |group| {
-                                seen.push(group)
-                            });
-                        }
+                    let between = |group| seen.push(group);
+                    match (beside, tokens > LARGE_TILE) {
+                        (true, _) => shared_beside(tokens, &tile, Ahead::NONE, waiting, between),
+                        (false, true) => shared_block(tokens, &tile, Ahead::NONE, waiting, between),
+                        (false, false) => large_tile_of_shared(tokens, &tile, Ahead::NONE, waiting, between),
                     }
                 }
                 assert_eq!(seen, (0..matrix.groups()).collect::<Vec<_>>());
