@@ -66,20 +66,20 @@ pub(super) unsafe fn store_keys<'a, W: Words>(
     for ((key, factor), to) in keys.zip((0..).map(|index| to.wrapping_add(index))) {
         let mut words = [0i32; LANES];
         for first in (0..key.len()).step_by(32) {
+            let (to, count) = (to.wrapping_add(first / 2 * tile), (key.len() - first).div_ceil(2));
             // SAFETY: sixteen dwords; then the token's own slot of each dword of the keys.
             unsafe {
                 _mm512_storeu_si512(words.as_mut_ptr().cast(), load::<W>(key, first, factor));
-                let count = (key.len() - first).min(32).div_ceil(2);
-                for (word, from) in words.iter().enumerate().take(count) {
-                    to.add((first / 2 + word) * tile).write(*from);
-                }
+                let store = |word: usize| to.add(word * tile).write(words[word]);
+                // Of a loop whose length is not known, compilers make vectors of addresses.
+                if count >= LANES { (0..LANES).for_each(store) } else { (0..count).for_each(store) }
             }
         }
     }
 }
 
 /// Store values, each times its factor, in slots from `offset` on of `[tile / 2, head_dim, 2]`: two of a pair together, a
-/// single one element by element, since the other half of its dwords may be somebody else's. Heads of an odd number of
+/// single one beside the other half of its dwords, which may be somebody else's. Heads of an odd number of
 /// elements have one more, zero.
 ///
 /// # Safety
@@ -93,21 +93,28 @@ pub(super) unsafe fn store_values<'a, W: Words>(
     let mut offset = offset;
     while let Some(value) = values.next() {
         let dim = value.0.len().next_multiple_of(2);
-        let pair = to.cast::<u16>().wrapping_add(offset / 2 * 2 * dim);
+        let pair = to.cast::<i32>().wrapping_add(offset / 2 * dim);
         let second = if offset.is_multiple_of(2) { values.next() } else { None };
         match second {
             Some(next) => {
                 // SAFETY: both slots of the pair.
-                unsafe { store_pair::<W>(value, next, pair.cast()) };
+                unsafe { store_pair::<W>(value, next, pair) };
                 offset += 2;
             }
             None => {
-                // SAFETY: the value's own half of the dwords.
-                unsafe { store_half::<W>(value, pair.wrapping_add(offset % 2)) };
+                // SAFETY: the value's own half of the pair's dwords.
+                unsafe { store_half::<W>(value, pair, !offset.is_multiple_of(2)) };
                 offset += 1;
             }
         }
     }
+}
+
+/// Sixteen of thirty-two words, and the other sixteen.
+#[inline(always)]
+unsafe fn halves(words: __m512i) -> [__m256i; 2] {
+    // SAFETY: the level is the caller's duty.
+    unsafe { [_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64::<1>(words)] }
 }
 
 #[inline(always)]
@@ -119,11 +126,7 @@ unsafe fn store_pair<W: Words>(first: (&[f32], f32), second: (&[f32], f32), to: 
             let (low, high) = (load::<W>(first.0, d, first.1), load::<W>(second.0, d, second.1));
             // Thirty-two words of each, taken in turn.
             let spread = |x: __m256i| _mm512_cvtepu16_epi32(x);
-            let halves = [
-                (_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)),
-                (_mm512_extracti64x4_epi64::<1>(low), _mm512_extracti64x4_epi64::<1>(high)),
-            ];
-            for (half, (low, high)) in halves.into_iter().enumerate() {
+            for (half, (low, high)) in halves(low).into_iter().zip(halves(high)).enumerate() {
                 let begin = d + half * LANES;
                 let count = dim.next_multiple_of(2).saturating_sub(begin).min(LANES);
                 let mask = ((1u32 << count) - 1) as u16;
@@ -135,15 +138,18 @@ unsafe fn store_pair<W: Words>(first: (&[f32], f32), second: (&[f32], f32), to: 
 }
 
 #[inline(always)]
-unsafe fn store_half<W: Words>((value, factor): (&[f32], f32), to: *mut u16) {
-    let mut words = [0u16; 32];
+unsafe fn store_half<W: Words>((value, factor): (&[f32], f32), to: *mut i32, second: bool) {
+    let own = if second { 0xaaaa_aaaa } else { 0x5555_5555 };
     for d in (0..value.len()).step_by(32) {
-        // SAFETY: thirty-two words; then the value's own half of each dword.
+        // SAFETY: the masks leave out the other value's half of each dword and what lies past the end.
         unsafe {
-            _mm512_storeu_si512(words.as_mut_ptr().cast(), load::<W>(value, d, factor));
-            let count = value.len().next_multiple_of(2) - d;
-            for (index, word) in words.iter().enumerate().take(count) {
-                to.add(2 * (d + index)).write(*word);
+            for (half, words) in halves(load::<W>(value, d, factor)).into_iter().enumerate() {
+                let begin = d + half * LANES;
+                let count = value.len().next_multiple_of(2).saturating_sub(begin).min(LANES);
+                let mask = own & ((1u64 << (2 * count)) - 1) as u32;
+                let words = _mm512_cvtepu16_epi32(words);
+                let both = _mm512_or_si512(words, _mm512_slli_epi32::<16>(words));
+                _mm512_mask_storeu_epi16(to.wrapping_add(begin).cast(), mask, both);
             }
         }
     }

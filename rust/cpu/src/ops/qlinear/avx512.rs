@@ -15,7 +15,7 @@ use crate::ops::broadcast::dpbusd_at;
 use crate::quant::GROUPS_PER_SCALE;
 
 /// AVX-512 F, BW, VL and DQ: products of bytes by VPMADDUBSW, which adds two in 16 bits.
-struct Words;
+pub(super) struct Words;
 /// The level above plus VNNI.
 pub(super) struct Vnni;
 

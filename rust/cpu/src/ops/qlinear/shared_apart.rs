@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::activations::LINE;
-use super::avx512::{Vnni, halves};
+use super::avx512::{Vnni, Words, halves};
 use super::kernel::Level;
 use super::packed::{PANEL, STEP_BYTES};
 use super::shared::{CODE_BYTES, GROUP, HEADER_BYTES, STEPS, ZERO};
@@ -16,12 +16,12 @@ pub(super) const WIDTH: usize = PANEL / 2;
 /// What a group's codes, two bytes at once, are multiplied by, and what is added to them, for both vectors of rows.
 pub(super) type Factors = [(__m512i, __m512i); 2];
 
-/// From the multiples of a group's rows. No byte is above 255 in the end, so that in 16 bits two of them keep apart.
+/// From the multiples of a group's rows, in both halves of a dword. No byte is above 255 in the end, so that in 16 bits two
+/// of them keep apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn factors_of(multiples: [__m512i; 2]) -> Factors {
     multiples.map(|multiple| {
-        let multiple = _mm512_or_si512(multiple, _mm512_slli_epi32::<16>(multiple));
         let minus_eight = _mm512_mullo_epi16(multiple, _mm512_set1_epi16(8 * 0x101));
         (multiple, _mm512_sub_epi16(_mm512_set1_epi16((ZERO * 0x101) as i16), minus_eight))
     })
@@ -91,7 +91,7 @@ impl Coming {
         factors: &mut [Factors; GROUPS_PER_SCALE],
     ) -> ([__m512; 2], Self) {
         // SAFETY: the caller's duty.
-        let headers = [0, 1].map(|part| unsafe { Vnni::split(Vnni::load(block.add(4 * part * WIDTH))) });
+        let headers = [0, 1].map(|part| unsafe { Words::split(Vnni::load(block.add(4 * part * WIDTH))) });
         for group in 0..GROUPS_PER_SCALE {
             factors[group] = factors_of(headers.map(|(_, multiples)| multiples[group]));
         }

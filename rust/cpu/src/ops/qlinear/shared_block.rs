@@ -13,7 +13,7 @@
 use std::arch::x86_64::*;
 
 use super::activations::{LARGE_TILE, LINE, MAX_TILE, SHARED_BLOCK_TILE, SHARED_HEAD_BYTES};
-use super::avx512::Vnni;
+use super::avx512::{Vnni, Words};
 use super::blocks::{Ahead, SPAN_BYTES, Waiting};
 use super::kernel::Level;
 use super::packed::{PANEL, STEP_BYTES};
@@ -90,7 +90,7 @@ pub(super) unsafe fn shared_block(
         sums.write_bytes(0, tokens * PANEL);
         while left > 0 {
             let here = left.min(GROUPS_PER_SCALE);
-            let headers = [0, 1].map(|part| Vnni::split(Vnni::load(block.add(4 * part * WIDTH))));
+            let headers = [0, 1].map(|part| Words::split(Vnni::load(block.add(4 * part * WIDTH))));
             for group in 0..here {
                 between(tile.groups - left + group);
                 let factors = factors_of(headers.map(|(_, multiples)| multiples[group]));
