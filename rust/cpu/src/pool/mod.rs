@@ -11,6 +11,7 @@ mod late;
 
 use std::any::Any;
 use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -80,6 +81,11 @@ unsafe impl Send for JobPtr {}
 #[repr(align(128))]
 struct Slot(AtomicU64);
 
+/// An owner takes one of so many parts of what is left, but no more items than that: each time costs it the wait for all its
+/// stores, and the loads that follow cannot begin before.
+const TAKES: usize = 8;
+const MAX_TAKEN: usize = 4;
+
 const ITEM_BITS: u32 = 24;
 const MAX_ITEMS: usize = (1 << ITEM_BITS) - 1;
 
@@ -93,9 +99,10 @@ fn unpack(word: u64) -> (u64, usize, usize) {
 }
 
 impl Slot {
-    /// Take one item of this slot in `region`, whose full range is `whole`. A slot that still holds an older
-    /// region belongs to a worker that has not arrived yet: its whole range is up for grabs.
-    fn take(&self, region: u64, whole: (usize, usize), from_front: bool) -> Option<usize> {
+    /// Take items of this slot in `region`, whose full range is `whole`: the owner takes some from the front while many are
+    /// left, a thief the last one. A slot that still holds an older region belongs to a worker that has not arrived yet: its
+    /// whole range is up for grabs.
+    fn take(&self, region: u64, whole: (usize, usize), from_front: bool) -> Option<Range<usize>> {
         let mut seen = self.0.load(SeqCst);
         loop {
             let (tag, begin, end) = unpack(seen);
@@ -103,13 +110,14 @@ impl Slot {
             if begin >= end {
                 return None;
             }
-            let (item, next) = if from_front {
-                (begin, pack(region, begin + 1, end))
+            let (taken, next) = if from_front {
+                let until = begin + ((end - begin) / TAKES).clamp(1, MAX_TAKEN);
+                (begin..until, pack(region, until, end))
             } else {
-                (end - 1, pack(region, begin, end - 1))
+                (end - 1..end, pack(region, begin, end - 1))
             };
             match self.0.compare_exchange_weak(seen, next, SeqCst, SeqCst) {
-                Ok(_) => return Some(item),
+                Ok(_) => return Some(taken),
                 Err(now) => seen = now,
             }
         }
@@ -320,8 +328,8 @@ impl Worker<'_> {
         for step in 0..count {
             let owner = (self.index + step) % count;
             let whole = (items * owner / count, items * (owner + 1) / count);
-            while let Some(item) = self.shared.slots[owner].take(region, whole, step == 0) {
-                work(item);
+            while let Some(items) = self.shared.slots[owner].take(region, whole, step == 0) {
+                items.for_each(&mut work);
             }
         }
         at_end();

@@ -11,6 +11,7 @@ use super::scratch::{AttentionScratch, Own, padded, slot_stride};
 use super::simd::{LANES, MAX_KEY_VECTORS, MAX_TILE_ROWS, Simd};
 use super::tile::{Keys, PIECES, Tile, locate, rows_from, tile_rows};
 use super::tuning::Reach;
+use crate::ops::prefetch::prefetch_to_write;
 
 /// Places for the packed queries of a head in a worker's scratch, at most.
 const PLACES: usize = 16;
@@ -125,8 +126,14 @@ pub(super) unsafe fn unit<K: Kind>(
             sums: [(0.0, 0.0); MAX_TILE_ROWS],
         };
         let located = rows_from(problem, &sequence, kv_head, first);
-        for (range, (_, position, _)) in tile.ranges[..rows].iter_mut().zip(located) {
-            *range = clip(problem, position, keys.start);
+        for (row, (token, position, head)) in (0..rows).zip(located) {
+            tile.ranges[row] = clip(problem, position, keys.start);
+            let to = match slot {
+                Some(slot) => slot.wrapping_add(row * stride),
+                // SAFETY: the unit's results are this worker's alone.
+                None => unsafe { problem.result(token, head) }.as_mut_ptr(),
+            };
+            prefetch_to_write(to, (dim + LANES) * size_of::<f32>());
         }
         // SAFETY: the caller's duties; the scratch holds a tile, and slots up to the last one were checked.
         unsafe {
