@@ -4,7 +4,8 @@
 
 Four sequences decode, each read by a thread of its own through `LLM.stream`. When they have run for a while, a request
 with the long prompt comes in; when its first token is out, the four go on as long as before. The time between two
-tokens of a reader is counted as before, during or after by when the later one came. This is done for every
+tokens of a reader is counted as before, during or after; as during when any of it lay between these two events, since
+the step that draws the prompt's first token hands out the readers' tokens too. This is done for every
 `max_num_mixed_prefill_tokens` in `--pieces` (the first is the default); the prompt also runs alone, and the four
 readers must get the tokens that they get without the prompt.
 """
@@ -68,7 +69,7 @@ def together(llm: Any, vocab: int, seed: int) -> dict[str, Any]:
         reader.enough.set()
         reader.join()
         for earlier, later in zip(reader.times, reader.times[1:], strict=False):
-            phase = "before" if later <= came else "during" if later <= done else "after"
+            phase = "before" if later <= came else "during" if earlier < done else "after"
             gaps[phase].append(1e3 * (later - earlier))
     return {"gaps_ms": gaps, "prompt_ms": 1e3 * (done - came), "tokens": [reader.tokens for reader in readers]}
 
