@@ -128,6 +128,8 @@ pub(super) unsafe fn unit<K: Kind>(
         let located = rows_from(problem, &sequence, kv_head, first);
         for (row, (token, position, head)) in (0..rows).zip(located) {
             tile.ranges[row] = clip(problem, position, keys.start);
+            // Where the row's result goes is asked for, a vector more than a head since a slot begins with one: whoever takes
+            // the next unit would wait for the stores. 1.01 to 1.02x of a decode step on Zen 5.
             let to = match slot {
                 Some(slot) => slot.wrapping_add(row * stride),
                 // SAFETY: the unit's results are this worker's alone.

@@ -79,7 +79,7 @@ pub(super) unsafe fn store_keys<'a, W: Words>(
 }
 
 /// Store values, each times its factor, in slots from `offset` on of `[tile / 2, head_dim, 2]`: two of a pair together, a
-/// single one beside the other half of its dwords, which may be somebody else's. Heads of an odd number of
+/// single one without touching the other half of its dwords, which may be somebody else's. Heads of an odd number of
 /// elements have one more, zero.
 ///
 /// # Safety

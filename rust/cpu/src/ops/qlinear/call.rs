@@ -34,7 +34,7 @@ const MANY: usize = 128;
 const ACTIVATION_BYTES: usize = 640 << 10;
 /// Bytes of outputs that do not stay in the second cache from one call to the next.
 const FAR_OUTPUT_BYTES: usize = 1 << 20;
-/// Most rows of x whose outputs are asked for wherever they are.
+/// Most rows of x whose outputs are asked for wherever they are. 32, 64 and 512 rows gained nothing.
 const ASKED_ROWS: usize = 16;
 /// Bytes of wide panels that every tile meets while they lie in the second cache, unless two panels have more.
 pub(super) const WIDE_BYTES: usize = 256 << 10;
@@ -96,6 +96,7 @@ impl Streams {
     /// The units of an item, one of each stream of the worker whose share it is in.
     fn units(&self, item: usize, count: usize) -> impl Iterator<Item = usize> {
         let (begin, end) = if self.streams == 1 {
+            // Item and unit are the same, whosever share it is: no divisions between taking an item and its weights.
             (0, self.items)
         } else {
             // Of the last worker whose share begins at this item or before it.
