@@ -180,7 +180,7 @@ impl Executor {
                 (Weights::load(&program, checkpoint, dtype, pool_mut, progress)?, PackedReport::default())
             }
         };
-        let prefault = Prefault::start(Arc::clone(&kv));
+        let prefault = Prefault::start(Arc::clone(&kv), config.num_threads);
         let windows = program.kv_groups.iter().map(|group| group.window).collect();
         let vocab_size = program.vocab_size;
         let (isa, labels) = (config.isa, profile::labels(&plan, &program));
@@ -197,6 +197,7 @@ impl Executor {
     pub fn run(&mut self, step: &StepView<'_>, logits: &mut [f32]) -> Result<(), CpuError> {
         let mark = self.next_mark();
         let size = step_check::check(&self.limits, &mut self.groups, mark, step, logits.len())?;
+        let _running = self.prefault.step();
         for (group, view) in step.groups.iter().enumerate() {
             self.prefault.note(group, view.slot_mapping);
         }

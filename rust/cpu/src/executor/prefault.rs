@@ -4,11 +4,16 @@
 //! from a host, that is a fifth of a prefill's time. Blocks are handed out in ascending order, so a thread that runs only
 //! while a processor is idle keeps those that follow the highest one in use present. What nobody comes near stays
 //! unpopulated.
+//!
+//! Where steps take every processor it also waits for a pause between them. The lowest priority is not enough there: the
+//! system clears a huge page in one go, for 1 to 2 ms in a virtual machine, and a worker that waits so long for its processor
+//! is [left out](crate::pool), whereupon that processor is idle, and this thread has it until all is present.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::ops::attention::KvPool;
 
@@ -16,6 +21,8 @@ use crate::ops::attention::KvPool;
 const AHEAD_BYTES: usize = 512 << 20;
 /// Bytes of a layer that are populated at once: a huge page.
 const STEP_BYTES: usize = 2 << 20;
+/// After so long without a step no other is expected at once: less lies between two that follow each other.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The thread and what it works on. Dropping it waits for the thread, a few milliseconds at most.
 pub(super) struct Prefault {
@@ -28,18 +35,33 @@ struct Shared {
     kv: Arc<[KvPool]>,
     /// Per group: one more than the highest block used.
     used: Vec<AtomicUsize>,
+    /// Advances when a step begins and when it ends: odd while one runs.
+    steps: AtomicUsize,
+    /// Whether to wait for a pause between steps.
+    in_pauses: bool,
     stop: AtomicBool,
 }
 
+/// Ends a step when it is dropped.
+pub(super) struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl Prefault {
-    /// Begin with the first blocks.
-    pub(super) fn start(kv: Arc<[KvPool]>) -> Self {
-        Self::with_ahead(kv, AHEAD_BYTES)
+    /// Begin with the first blocks, beside steps that take so many threads.
+    pub(super) fn start(kv: Arc<[KvPool]>, num_threads: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::with_ahead(kv, AHEAD_BYTES, num_threads >= processors)
     }
 
-    fn with_ahead(kv: Arc<[KvPool]>, ahead_bytes: usize) -> Self {
+    fn with_ahead(kv: Arc<[KvPool]>, ahead_bytes: usize, in_pauses: bool) -> Self {
         let used = kv.iter().map(|_| AtomicUsize::new(0)).collect();
-        let shared = Arc::new(Shared { kv, used, stop: AtomicBool::new(false) });
+        let (steps, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let shared = Arc::new(Shared { kv, used, steps, in_pauses, stop });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("pyrite-prefault".into());
         let thread = thread.spawn(move || {
@@ -47,6 +69,12 @@ impl Prefault {
             own.run(ahead_bytes);
         });
         Self { shared, thread: thread.ok() }
+    }
+
+    /// A step begins, and ends with what is returned.
+    pub(super) fn step(&self) -> Running<'_> {
+        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        Running(&self.shared.steps)
     }
 
     /// A step is about to write to these slots of a group.
@@ -82,7 +110,7 @@ impl Shared {
             (share / (pool.num_layers() * pool.block_bytes()) as f64).ceil() as usize
         };
         let ahead: Vec<usize> = self.kv.iter().map(ahead).collect();
-        let mut present = vec![0; self.kv.len()];
+        let (mut present, mut quiet) = (vec![0; self.kv.len()], 0);
         while !self.stop.load(Ordering::Relaxed) {
             let mut idle = true;
             for (group, pool) in self.kv.iter().enumerate() {
@@ -93,7 +121,7 @@ impl Shared {
                     let blocks = present[group]..end.min(present[group] + at_once);
                     present[group] = blocks.end;
                     idle = false;
-                    if !self.populate(pool, &blocks) {
+                    if !self.populate(pool, &blocks, &mut quiet) {
                         return;
                     }
                 }
@@ -105,9 +133,22 @@ impl Shared {
     }
 
     /// Some blocks of all layers; false when there is no use in going on.
-    fn populate(&self, pool: &KvPool, blocks: &Range<usize>) -> bool {
-        (0..pool.num_layers())
-            .all(|layer| !self.stop.load(Ordering::Relaxed) && pool.populate(layer, blocks.clone()))
+    fn populate(&self, pool: &KvPool, blocks: &Range<usize>, quiet: &mut usize) -> bool {
+        (0..pool.num_layers()).all(|layer| self.wait_for_pause(quiet) && pool.populate(layer, blocks.clone()))
+    }
+
+    /// Wait for a pause, if steps take every processor; false when told to stop. At the last pause `steps` was `quiet`.
+    fn wait_for_pause(&self, quiet: &mut usize) -> bool {
+        let mut seen = self.steps.load(Ordering::Relaxed);
+        while self.in_pauses && seen != *quiet && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(PAUSE);
+            let now = self.steps.load(Ordering::Relaxed);
+            if now == seen && now.is_multiple_of(2) {
+                *quiet = now;
+            }
+            seen = now;
+        }
+        !self.stop.load(Ordering::Relaxed)
     }
 }
 
@@ -159,7 +200,7 @@ mod tests {
             return; // an old kernel
         }
         let bytes = LAYERS * kv[0].block_bytes();
-        let prefault = Prefault::with_ahead(Arc::clone(&kv), 2 * 4 * bytes);
+        let prefault = Prefault::with_ahead(Arc::clone(&kv), 2 * 4 * bytes, false);
         assert!(until(|| kv.iter().all(|pool| all_present(pool, 0..4))));
         prefault.note(1, &[-1, 40 * 128 + 5, 3]);
         assert!(until(|| all_present(&kv[1], 0..45)));
@@ -168,5 +209,22 @@ mod tests {
         assert!(until(|| all_present(&kv[0], 0..BLOCKS)));
         drop(prefault);
         assert_eq!(Arc::strong_count(&kv), 1, "the thread is gone");
+    }
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn steps_that_take_every_processor_are_not_disturbed() {
+        let kv = pools();
+        if !kv[0].populate(0, 0..1) {
+            return; // an old kernel
+        }
+        let bytes = LAYERS * kv[0].block_bytes();
+        let prefault = Prefault::with_ahead(Arc::clone(&kv), 2 * 4 * bytes, true);
+        assert!(until(|| kv.iter().all(|pool| all_present(pool, 0..4))));
+        let step = prefault.step();
+        prefault.note(1, &[40 * 128]);
+        std::thread::sleep(10 * PAUSE);
+        assert!(!all_present(&kv[1], 0..45), "a step runs");
+        drop(step);
+        assert!(until(|| all_present(&kv[1], 0..45)));
     }
 }

@@ -34,6 +34,16 @@ impl Gate {
         self.wake_all();
     }
 
+    /// From 0 again; nobody waits.
+    pub(super) fn reset(&self) {
+        self.value.store(0, SeqCst);
+    }
+
+    /// One more, without waking those who sleep: what it is then.
+    pub(super) fn arrive(&self) -> usize {
+        self.value.fetch_add(1, SeqCst) + 1
+    }
+
     pub(super) fn wake_all(&self) {
         if self.sleepers.load(SeqCst) > 0 {
             let _guard = lock(&self.lock);
@@ -43,7 +53,12 @@ impl Gate {
 
     /// Wait until the value differs from `seen` or `cancelled` is set; sleep after spinning for `spin`.
     pub(super) fn wait(&self, seen: usize, cancelled: &AtomicBool, spin: Duration) {
-        let over = || self.now() != seen || cancelled.load(SeqCst);
+        self.wait_until(|value| value != seen, cancelled, spin);
+    }
+
+    /// Wait until the value is as wanted or `cancelled` is set; sleep after spinning for `spin`.
+    pub(super) fn wait_until(&self, wanted: impl Fn(usize) -> bool, cancelled: &AtomicBool, spin: Duration) {
+        let over = || wanted(self.now()) || cancelled.load(SeqCst);
         let mut spins = 0u32;
         let mut started: Option<Instant> = None;
         while !over() {

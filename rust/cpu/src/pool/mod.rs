@@ -40,7 +40,13 @@ pub struct Worker<'a> {
     count: usize,
     shared: &'a Shared,
     region: Cell<u64>,
+    /// Arrivals at the barriers so far, once all workers are at the last one that this worker reached.
+    met: Cell<usize>,
 }
+
+/// In cache lines of its own.
+#[repr(align(128))]
+struct Apart<T>(T);
 
 type Job = dyn Fn(&Worker<'_>) + Sync;
 
@@ -49,9 +55,8 @@ struct Shared {
     start: Gate,
     /// Advances when a job wants more workers than the one before it.
     recall: Gate,
-    /// Advances when the last worker reaches a barrier; the end of a job is a barrier too.
-    meet: Gate,
-    arrived: AtomicUsize,
+    /// Counts the arrivals of all workers at the barriers of a job.
+    meet: Apart<Gate>,
     finished: AtomicUsize,
     done: Gate,
     closing: AtomicBool,
@@ -137,8 +142,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             start: Gate::new(),
             recall: Gate::new(),
-            meet: Gate::new(),
-            arrived: AtomicUsize::new(0),
+            meet: Apart(Gate::new()),
             finished: AtomicUsize::new(0),
             done: Gate::new(),
             closing: AtomicBool::new(false),
@@ -191,7 +195,7 @@ impl Pool {
         let pointer = JobPtr(unsafe {
             std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), *const Job>(job)
         });
-        shared.arrived.store(0, SeqCst);
+        shared.meet.0.reset();
         shared.finished.store(0, SeqCst);
         shared.panicked.store(false, SeqCst);
         let done = shared.done.now();
@@ -257,13 +261,13 @@ fn worker_loop(shared: &Shared, index: usize) {
 
 /// Run the job of `count` workers as worker `index`; returns the message if it was this worker that panicked.
 fn run_job(shared: &Shared, index: usize, count: usize, job: JobPtr) -> Option<String> {
-    let worker = Worker { index, count, shared, region: Cell::new(0) };
+    let worker = Worker { index, count, shared, region: Cell::new(0), met: Cell::new(0) };
     // SAFETY: `Pool::run_on` keeps the closure alive until `finished` reaches the number of workers.
     let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)(&worker) }));
     let message = outcome.err().and_then(|payload| panic_message(&*payload));
     if message.is_some() {
         shared.panicked.store(true, SeqCst);
-        shared.meet.wake_all();
+        shared.meet.0.wake_all();
     }
     // The tags of this job must not be taken for those of the next one.
     shared.slots[index].0.store(pack(0xffff, 0, 0), SeqCst);
@@ -298,12 +302,12 @@ impl Worker<'_> {
         if self.count == 1 {
             return;
         }
-        let seen = shared.meet.now();
-        if shared.arrived.fetch_add(1, SeqCst) + 1 == self.count {
-            shared.arrived.store(0, SeqCst);
-            shared.meet.advance();
+        let met = self.met.get() + self.count;
+        self.met.set(met);
+        if shared.meet.0.arrive() == met {
+            shared.meet.0.wake_all();
         } else {
-            shared.meet.wait(seen, &shared.panicked, SPIN);
+            shared.meet.0.wait_until(|arrived| arrived >= met, &shared.panicked, SPIN);
         }
         if shared.panicked.load(SeqCst) {
             resume_unwind(Box::new(OtherWorkerPanicked));
