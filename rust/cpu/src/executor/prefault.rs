@@ -210,6 +210,7 @@ mod tests {
         drop(prefault);
         assert_eq!(Arc::strong_count(&kv), 1, "the thread is gone");
     }
+
     #[test]
     #[cfg(target_os = "linux")]
     fn steps_that_take_every_processor_are_not_disturbed() {
