@@ -22,8 +22,8 @@ LONGEST_CONTEXT = 1 << 15
 SHORT_PROMPT = 8
 CHECK_TOKENS = 8
 REST_S = 1.0
-"""Before pyrite is measured: it makes memory of its KV cache present while nothing runs. Peers do so before they start
-the clock."""
+"""Before pyrite is measured: it makes memory of its KV cache present while nothing runs. llama.cpp clears its cache
+when it makes it, before the clock starts."""
 
 
 class Engine(Protocol):

@@ -30,7 +30,7 @@ impl Gate {
     }
 
     pub(super) fn advance(&self) {
-        self.value.fetch_add(1, SeqCst);
+        self.arrive();
         self.wake_all();
     }
 
