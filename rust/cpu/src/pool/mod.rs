@@ -13,7 +13,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ struct Shared {
     recall: Gate,
     /// Counts the arrivals of all workers at the barriers of a job.
     meet: Apart<Gate>,
-    finished: AtomicUsize,
+    /// Counts the workers that have finished a job.
     done: Gate,
     closing: AtomicBool,
     /// Set by a worker that panicked: the others leave their barriers by unwinding.
@@ -143,7 +143,6 @@ impl Pool {
             start: Gate::new(),
             recall: Gate::new(),
             meet: Apart(Gate::new()),
-            finished: AtomicUsize::new(0),
             done: Gate::new(),
             closing: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
@@ -196,9 +195,8 @@ impl Pool {
             std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), *const Job>(job)
         });
         shared.meet.0.reset();
-        shared.finished.store(0, SeqCst);
+        shared.done.reset();
         shared.panicked.store(false, SeqCst);
-        let done = shared.done.now();
         {
             let mut current = lock(&shared.job);
             let more = count > current.count;
@@ -209,9 +207,7 @@ impl Pool {
             }
         }
         let mine = run_job(shared, 0, count, pointer);
-        if shared.finished.load(SeqCst) < count {
-            shared.done.wait(done, &AtomicBool::new(false), SPIN);
-        }
+        shared.done.wait_until(|finished| finished == count, &AtomicBool::new(false), SPIN);
         lock(&shared.job).pointer = None;
         match mine {
             Some(message) => Err(CpuError::Panicked { message }),
@@ -262,7 +258,7 @@ fn worker_loop(shared: &Shared, index: usize) {
 /// Run the job of `count` workers as worker `index`; returns the message if it was this worker that panicked.
 fn run_job(shared: &Shared, index: usize, count: usize, job: JobPtr) -> Option<String> {
     let worker = Worker { index, count, shared, region: Cell::new(0), met: Cell::new(0) };
-    // SAFETY: `Pool::run_on` keeps the closure alive until `finished` reaches the number of workers.
+    // SAFETY: `Pool::run_on` keeps the closure alive until `done` reaches the number of workers.
     let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*job.0)(&worker) }));
     let message = outcome.err().and_then(|payload| panic_message(&*payload));
     if message.is_some() {
@@ -271,8 +267,8 @@ fn run_job(shared: &Shared, index: usize, count: usize, job: JobPtr) -> Option<S
     }
     // The tags of this job must not be taken for those of the next one.
     shared.slots[index].0.store(pack(0xffff, 0, 0), SeqCst);
-    if shared.finished.fetch_add(1, SeqCst) + 1 == count {
-        shared.done.advance();
+    if shared.done.arrive() == count {
+        shared.done.wake_all();
     }
     message
 }
@@ -344,7 +340,7 @@ impl Worker<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU32, AtomicUsize};
     use std::time::Duration;
 
     #[test]
