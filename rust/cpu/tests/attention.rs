@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, helpers included")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "common/allocations.rs"]
+mod allocations;
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use allocations::counting;
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::ops::attention::{
     AttentionArgs, AttentionScratch, AttentionScratchSpec, KvPool, KvType, attention_with_split, copy_blocks,
@@ -13,28 +16,6 @@ use pyrite_cpu::ops::attention::{
 use pyrite_cpu::pool::Pool;
 use pyrite_cpu::step::{GroupView, StepView};
 use pyrite_cpu::tensor::{DType, Rows, RowsMut};
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: forwards to the system allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's duty.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's duty.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Small deterministic generator (splitmix64).
 struct Random(u64);
@@ -124,7 +105,7 @@ struct Rig<'a> {
     tables: Vec<Vec<i32>>,
     done: Vec<usize>,
     out: Vec<Vec<f32>>,
-    allocations: usize,
+    allocations: &'static AtomicUsize,
 }
 
 impl<'a> Rig<'a> {
@@ -159,7 +140,7 @@ impl<'a> Rig<'a> {
             done: vec![0; sequences.len()],
             out: sequences.iter().map(|tokens| vec![f32::NAN; tokens.q.len()]).collect(),
             sequences,
-            allocations: 0,
+            allocations: Box::leak(Box::default()),
         };
         rig.poison(&(0..num_blocks as i32).collect::<Vec<_>>());
         rig
@@ -249,18 +230,24 @@ impl<'a> Rig<'a> {
         };
         let rows = RowsMut::new(&mut out, wide);
         let (way, scratch) = (self.way, &self.scratch);
-        let counted = std::sync::atomic::AtomicUsize::new(0);
+        let counter = self.allocations;
         self.workers
             .run(|worker| {
-                let before = ALLOCATIONS.with(Cell::get);
-                let (k, v) = (Rows::new(&k, narrow), Rows::new(&v, narrow));
-                kv_store(worker, way.isa, args.pool, 1, k, v, &slots);
-                attention_with_split(worker, way.isa, &args, Rows::new(&q, wide), rows, scratch, way.split);
-                let made = ALLOCATIONS.with(Cell::get) - before;
-                counted.fetch_add(made, std::sync::atomic::Ordering::SeqCst);
+                counting(counter, || {
+                    let (k, v) = (Rows::new(&k, narrow), Rows::new(&v, narrow));
+                    kv_store(worker, way.isa, args.pool, 1, k, v, &slots);
+                    attention_with_split(
+                        worker,
+                        way.isa,
+                        &args,
+                        Rows::new(&q, wide),
+                        rows,
+                        scratch,
+                        way.split,
+                    );
+                });
             })
             .unwrap();
-        self.allocations += counted.into_inner();
         for (part, &(index, count)) in parts.iter().enumerate() {
             let (from, to) = (starts[part] as usize * wide, (self.done[index] - count) * wide);
             self.out[index][to..to + count * wide].copy_from_slice(&out[from..from + count * wide]);
@@ -275,7 +262,7 @@ impl<'a> Rig<'a> {
                 .filter(|part| part.1 > 0)
                 .collect();
             if parts.is_empty() {
-                assert_eq!(self.allocations, 0, "the calls allocate");
+                assert_eq!(self.allocations.load(SeqCst), 0, "the calls allocate");
                 return self.out;
             }
             self.step(&parts);

@@ -6,22 +6,29 @@ use common::*;
 use pyrite_cpu::error::CpuError;
 use pyrite_cpu::executor::ExecutorConfig;
 use pyrite_cpu::isa::Isa;
+use pyrite_cpu::ops::attention::KvType;
 use pyrite_cpu::tensor::DType;
 use pyrite_cpu::weights::Interrupted;
 
 #[test]
 fn levels_below_bf16_have_the_same_bits() {
-    for (weights, kv) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::Bf16, DType::Bf16)] {
+    for (weights, kv) in [
+        (DType::F32, DType::F32.into()),
+        (DType::F16, DType::F16.into()),
+        (DType::Bf16, DType::Bf16.into()),
+        (DType::F32, KvType::Int8),
+        (DType::Bf16, KvType::Int16),
+    ] {
         let (_folder, checkpoint) = checkpoint(weights);
         let prompt = tokens(1, 100);
         let run = |isa| {
-            let config = ExecutorConfig { isa, kv_dtype: kv.into(), ..config() };
+            let config = ExecutorConfig { isa, kv_dtype: kv, ..config() };
             Driver::new(&checkpoint, &config).run(&[(0, &prompt)])
         };
         let expected = run(Isa::Scalar);
         assert!(expected.iter().all(|logit| logit.is_finite()));
         for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni].into_iter().filter(|isa| isa.is_supported()) {
-            assert_same_bits(&run(isa), &expected, &format!("{isa}, {weights:?}"));
+            assert_same_bits(&run(isa), &expected, &format!("{isa}, {weights:?}, {} KV", kv.name()));
         }
     }
 }

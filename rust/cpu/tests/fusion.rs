@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{TempFolder, Tensors, assert_same_bits, numbers, write_safetensors};
+use common::{TempFolder, Tensors, allocations, assert_same_bits, numbers, write_safetensors};
 use pyrite_cpu::checkpoint::Checkpoint;
 use pyrite_cpu::executor::{Executor, ExecutorConfig};
 use pyrite_cpu::isa::Isa;
@@ -124,7 +124,8 @@ fn run(checkpoint: &Checkpoint, watched: bool, isa: Isa, num_threads: usize, ids
     };
     let mut logits = vec![f32::NAN; ids.len() * VOCAB];
     executor.start_profile();
-    executor.run(&step, &mut logits).unwrap();
+    let made = allocations(&mut executor, |executor| executor.run(&step, &mut logits).unwrap());
+    assert_eq!(made, 0, "a step allocates");
     let profile = executor.end_profile();
     let row_ops = profile.iter().find(|op| op.label == "norms and other row ops").unwrap();
     (logits, row_ops.calls)

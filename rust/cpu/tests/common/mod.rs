@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+mod allocations;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +16,8 @@ use pyrite_cpu::program::Program;
 use pyrite_cpu::step::{GroupView, StepView};
 use pyrite_cpu::tensor::DType;
 use serde_json::{Value, json};
+
+pub(crate) use allocations::allocations;
 
 pub(crate) const HIDDEN: usize = 40;
 pub(crate) const HEADS: usize = 6;
@@ -338,11 +342,12 @@ impl Driver {
         step
     }
 
-    /// Run such a step; the logits of all its tokens.
+    /// Run such a step, which must not allocate; the logits of all its tokens.
     pub(crate) fn run(&mut self, work: &[(usize, &[i32])]) -> Vec<f32> {
         let step = self.step(work);
         let mut logits = vec![f32::NAN; step.token_ids.len() * VOCAB];
-        step.run(&mut self.executor, &mut logits).unwrap();
+        let made = allocations(&mut self.executor, |executor| step.run(executor, &mut logits).unwrap());
+        assert_eq!(made, 0, "a step allocates");
         logits
     }
 }
