@@ -8,6 +8,7 @@ mod allocations;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use allocations::counting;
+use proptest::prelude::*;
 use pyrite_cpu::isa::Isa;
 use pyrite_cpu::ops::attention::{
     AttentionArgs, AttentionScratch, AttentionScratchSpec, KvPool, KvType, attention_with_split, copy_blocks,
@@ -770,6 +771,32 @@ fn zeros_give_zeros_with_integers() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
             let got = run(shape, Way { isa, ..Way::plain() }, &tokens, 7);
             assert!(got.iter().all(|x| *x == 0.0), "{isa} {value:e}: {got:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    /// Any shape, and sequences in any pieces, at every level: the bits that the definition gives each of them alone.
+    #[test]
+    fn awkward_shapes(
+        (kv_heads, group, dim) in (1usize..4, 1usize..6, 1usize..130),
+        kind in 0..TYPES.len(),
+        window in prop::option::of(1usize..300),
+        lens in prop::collection::vec(1usize..280, 1..4),
+        (threads, chunk) in (1usize..4, 1usize..300),
+        block_size in prop::sample::select(vec![16usize, 32, 64, 128, 256]),
+        seed in 1u64..1000,
+    ) {
+        let dim = if TYPES[kind] == KvType::Bf16Pairs { dim.next_multiple_of(2) } else { dim };
+        let shape = Shape { dtype: TYPES[kind], window, ..Shape::new(kv_heads * group, kv_heads, dim) };
+        let all: Vec<Tokens> = (seed..).zip(&lens).map(|(seed, len)| Tokens::new(&shape, *len, seed)).collect();
+        let alone: Vec<Vec<f32>> = all.iter().map(|tokens| run(shape, Way::plain(), tokens, WHOLE)).collect();
+        for isa in levels(shape.dtype) {
+            let way = Way { isa, threads, block_size, seed, ..Way::plain() };
+            for (got, want) in Rig::new(shape, way, all.iter().collect()).run(chunk).iter().zip(&alone) {
+                assert_same(got, want, (way, shape));
+            }
         }
     }
 }
